@@ -1,0 +1,144 @@
+"""The adapter as pure functions: `init`, `step`, `unroll`, `read`; every kind behind the same ones.
+
+State in, state out, batched over users. Training, evaluation and the worker call these and
+nothing else, so that they cannot differ. A kind is chosen by `ModelConfig.kind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters import fast_weight
+from adapters.types import Block, Field, Meta, ModelConfig, State
+
+__all__ = [
+    "KINDS",
+    "TRUST_RADIUS",
+    "Field",
+    "Kind",
+    "advance",
+    "fields",
+    "guard",
+    "init",
+    "new_tensors",
+    "read",
+    "refused",
+    "step",
+    "steps_off",
+    "unroll",
+]
+
+TRUST_RADIUS = 100.0
+"""Largest Euclidean distance that one call may move any field of a user's adapter."""
+
+_FIXED_STEP = ("count", "time")  # bookkeeping: not subject to the trust region
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The functions of one kind of adapter; signatures as in this module."""
+
+    fields: Callable[[ModelConfig], dict[str, Field]]
+    new_tensors: Callable[[ModelConfig, torch.Generator], dict[str, Tensor]]
+    init: Callable[[Meta, int, Tensor | None], State]
+    step: Callable[[Meta, State, Block, Tensor], State]
+    unroll: Callable[[Meta, State, Block, Tensor], tuple[State, Tensor]]
+    read: Callable[[Meta, State], Tensor]
+
+
+KINDS: dict[str, Kind] = {
+    "fast_weight": Kind(
+        fields=fast_weight.fields,
+        new_tensors=fast_weight.new_tensors,
+        init=fast_weight.init,
+        step=fast_weight.step,
+        unroll=fast_weight.unroll,
+        read=fast_weight.read,
+    )
+}
+"""Kinds of adapters by the name that `ModelConfig.kind` gives."""
+
+
+def fields(config: ModelConfig) -> dict[str, Field]:
+    """The fields of one user's state with the types they are stored in. Raises `ValueError`."""
+    return _kind(config).fields(config)
+
+
+def new_tensors(config: ModelConfig, generator: torch.Generator) -> dict[str, Tensor]:
+    """Meta tensors of an untrained adapter, drawn from `generator`; part of `Meta.tensors`."""
+    return _kind(config).new_tensors(config, generator)
+
+
+def init(meta: Meta, n: int, profile: Tensor | None = None) -> State:
+    """The meta-learned start of n users.
+
+    `profile` [n, d] is a point in the space of item vectors, such as the mean of the vectors that
+    match the fields of a profile; a row of zeros says nothing about that user.
+    """
+    return _kind(meta.config).init(meta, n, profile)
+
+
+def step(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
+    """One inner-loop step on one event a user: block [n, 1], vectors [N, d].
+
+    A masked place changes nothing; an item that is not in the catalogue (row -1) changes count and
+    time only. Raises `ValueError` for a block of another length.
+    """
+    if block.items.shape[1] != 1:
+        raise ValueError(f"a step takes one event a user, got {block.items.shape[1]}")
+    return _kind(meta.config).step(meta, state, block, vectors)
+
+
+def unroll(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State, Tensor]:
+    """The state after all events of the block, and what `read` gives after each: [n, t, K, d].
+
+    Equal to t steps, computed at once. vectors [N, d].
+    """
+    return _kind(meta.config).unroll(meta, state, block, vectors)
+
+
+def advance(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
+    """The state after all events of the block, where what `read` gives between is not wanted."""
+    if block.items.shape[1] == 1:
+        return step(meta, state, block, vectors)
+    return unroll(meta, state, block, vectors)[0]
+
+
+def read(meta: Meta, state: State) -> Tensor:
+    """Interests [n, K, d]; the score of an item is its largest dot product with one of them."""
+    return _kind(meta.config).read(meta, state)
+
+
+def refused(old: State, new: State) -> Tensor:
+    """Users [n] bool whose new state is not finite or left the trust region around the old one."""
+    bad = torch.zeros(old["count"].shape[0], dtype=torch.bool, device=old["count"].device)
+    for name in old.keys() - set(_FIXED_STEP):
+        moved = (new[name].float() - old[name].float()).flatten(1).norm(dim=1)
+        bad |= ~(moved <= TRUST_RADIUS)  # a comparison with nan is False
+    return bad
+
+
+def guard(old: State, new: State) -> tuple[State, Tensor]:
+    """The new state, but the old one for users whose step is refused; and those users [n] bool."""
+    bad = refused(old, new)
+    if not bool(bad.any()):
+        return new, bad
+    keep = {k: torch.where(bad.view(-1, *[1] * (v.dim() - 1)), old[k], v) for k, v in new.items()}
+    return keep, bad
+
+
+def steps_off(meta: Meta) -> Meta:
+    """The same model whose inner steps have size zero: what the steps alone contribute."""
+    zero = torch.zeros_like(meta["step_scale"])
+    return Meta(config=meta.config, tensors={**meta.tensors, "step_scale": zero})
+
+
+def _kind(config: ModelConfig) -> Kind:
+    try:
+        return KINDS[config.kind]
+    except KeyError:
+        raise ValueError(f"no adapter kind {config.kind!r}; there are {sorted(KINDS)}") from None

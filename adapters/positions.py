@@ -1,0 +1,192 @@
+"""The positions of a log: what was known of a user at each event, and what the user did next.
+
+Everything is computed for all positions at once from the sorted log; nothing after a position is
+used but the relevant items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters import adapter
+from adapters.episodes import Log
+from adapters.signals import PREVIOUS, Bools, Ints
+from adapters.types import Block, Meta, State, Support, UserView
+
+Moment = Literal["request", "published"]
+"""`request`: the list just before an event is learned from. `published`: just after."""
+
+RING = 576
+"""Latest events of a user whose items, where the evidence was positive, are not ranked again."""
+
+WINDOW = 64
+"""Events of a user that one call of the adapter takes."""
+
+TOGETHER = 128
+"""Users that one call of the adapter takes; all are padded to the longest history among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """A log with each user's events side by side; `order` are places in the log."""
+
+    log: Log
+    order: Ints  # [m] log places sorted by user, then time
+    place: Ints  # [m] inverse of order
+    start: Ints  # [m] where the user of a sorted event begins
+
+    @classmethod
+    def of(cls, log: Log) -> Sequences:
+        """Group the events by user, each user's in time order."""
+        order = np.argsort(log.users, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        users = log.users[order]
+        return cls(log, order, place, np.searchsorted(users, users))
+
+    def back(self, ends: Ints, depth: int, keep: Bools | None = None) -> Ints:
+        """Log places of the events before sorted place `ends` of the same user, newest first.
+
+        [len(ends), depth], -1 = none. With `keep` [m] in sorted order only those are taken.
+        """
+        first = self.start[np.minimum(ends, len(self.start) - 1)] if len(ends) else ends
+        kept = np.arange(len(self.order)) if keep is None else np.flatnonzero(keep)
+        at = np.searchsorted(kept, ends)[:, None] - 1 - np.arange(depth)
+        sorted_place = kept[np.maximum(at, 0)] if len(kept) else np.zeros_like(at)
+        good = (at >= 0) & (sorted_place >= first[:, None])
+        return np.asarray(np.where(good, self.order[sorted_place], -1))
+
+
+def support_of(log: Log, places: Ints) -> Support:
+    """The support set of log places [n, S], -1 = empty."""
+    none, at = places < 0, np.maximum(places, 0)
+    return Support(
+        items=torch.from_numpy(np.where(none, -1, log.items[at])),
+        values=torch.from_numpy(np.where(none, 0, log.values[at]).astype(np.float32)),
+        times=torch.from_numpy(np.where(none, 0.0, log.times[at])),
+    )
+
+
+def views(
+    meta: Meta, seq: Sequences, events: Ints, moment: Moment, mask_seen: bool, experts: int
+) -> UserView:
+    """What is known of the users of these events (places in the log), without interests."""
+    sorted_place = seq.place[events]
+    first = seq.start[sorted_place]
+    ends = sorted_place + (moment == "published")
+    shots = ends - first
+    depth = int(min(RING, max(shots.max(initial=0), 1))) if mask_seen else 1
+    past = _back_from(seq, ends, first, depth)
+    seen = np.where(past >= 0, seq.log.items[np.maximum(past, 0)], -1)
+    support = _back_from(seq, ends, first, meta.config.support)
+    n = len(events)
+    return UserView(
+        interests=torch.zeros(n, 1, 0),
+        shots=torch.from_numpy(shots.astype(np.int64)),
+        support=support_of(seq.log, support),
+        seen=torch.from_numpy(seen) if mask_seen else torch.full((n, 1), -1),
+        shown=torch.full((n, 1), -1),
+        delta=torch.zeros(n, experts),
+    )
+
+
+def relevant(seq: Sequences, events: Ints, moment: Moment, horizon: int, mask_seen: bool) -> Ints:
+    """The next `horizon` positive items of each event's user: [n, horizon], -1 = none.
+
+    With `request` the event itself is the first of them. With `mask_seen` an item counts only
+    where its user meets it for the first time.
+    """
+    log = seq.log
+    users, items = log.users[seq.order], log.items[seq.order]
+    target = (log.values[seq.order] > 0) & (items >= 0)
+    if mask_seen:
+        first = np.zeros(len(users), np.bool_)
+        first[np.unique(np.stack([users, items]), axis=1, return_index=True)[1]] = True
+        target &= first
+    places = np.flatnonzero(target)
+    begin = seq.place[events] + (moment == "published")
+    at = np.searchsorted(places, begin)[:, None] + np.arange(horizon)
+    inside = at < len(places)
+    chosen = places[np.minimum(at, len(places) - 1)] if len(places) else np.zeros_like(at)
+    inside &= users[chosen] == log.users[events][:, None]
+    found = np.where(inside, items[chosen], -1)
+    equal = found[:, :, None] == found[:, None, :]
+    return np.asarray(np.where(np.tril(equal, -1).any(2), -1, found))
+
+
+def previous_in_log(seq: Sequences) -> Ints:
+    """Earlier positive items of every event, as `signals.previous_items` finds them: [m, P]."""
+    log = seq.log
+    positive = ((log.values > 0) & (log.items >= 0))[seq.order]
+    near = seq.back(seq.place, PREVIOUS, positive)
+    rows = np.where(near < 0, -1, log.items[np.maximum(near, 0)])
+    equal = rows[:, :, None] == rows[:, None, :]
+    repeated = np.tril(equal, -1).any(2) | (rows == log.items[:, None])
+    return np.asarray(np.where(repeated, -1, rows))
+
+
+def interests_at(
+    meta: Meta, seq: Sequences, events: Ints, moment: Moment, vectors: Tensor
+) -> Tensor:
+    """What `adapter.read` gives at each event: [n, K, d].
+
+    Histories go through `adapter.unroll` in windows of the same length, users with histories of
+    about the same length together; between windows the state is rounded as a record rounds it.
+    """
+    out = torch.zeros(len(events), meta.config.interests, meta.config.dim)
+    at = seq.place[events] + (moment == "published")  # sorted place whose past is known
+    first = seq.start[seq.place[events]]
+    starts, owner = np.unique(first, return_inverse=True)
+    need = np.zeros(len(starts), np.int64)
+    np.maximum.at(need, owner, at - first)
+    ranked = np.argsort(need, kind="stable")
+    for chunk in np.array_split(ranked, max(1, len(ranked) // TOGETHER)):
+        mine = np.flatnonzero(np.isin(owner, chunk))
+        local = np.searchsorted(np.sort(chunk), owner[mine])
+        chunk = np.sort(chunk)
+        after = _read_all(meta, seq, starts[chunk], need[chunk], vectors)
+        out[mine] = after[local, (at - first)[mine]]
+    return out
+
+
+def _read_all(meta: Meta, seq: Sequences, starts: Ints, need: Ints, vectors: Tensor) -> Tensor:
+    """Interests of n users after 0, 1, .. max(need) of their events: [n, max(need) + 1, K, d]."""
+    state = adapter.init(meta, len(starts))
+    parts = [adapter.read(meta, state)[:, None]]
+    for begin in range(0, int(need.max(initial=0)), WINDOW):
+        length = min(WINDOW, int(need.max()) - begin)
+        block = _block(seq, starts + begin, np.clip(need - begin, 0, length), length)
+        state, interests = adapter.unroll(meta, state, block, vectors)
+        state = _rounded(meta, state)
+        parts.append(interests)
+    return torch.cat(parts, 1)
+
+
+def _block(seq: Sequences, begin: Ints, lengths: Ints, width: int) -> Block:
+    step = np.arange(width)
+    mask = step < lengths[:, None]
+    at = seq.order[np.where(mask, begin[:, None] + step, 0)]
+    log = seq.log
+    return Block(
+        items=torch.from_numpy(np.where(mask, log.items[at], -1)),
+        actions=torch.from_numpy(log.actions[at]),
+        values=torch.from_numpy(log.values[at]),
+        times=torch.from_numpy(log.times[at]),
+        mask=torch.from_numpy(mask),
+    )
+
+
+def _rounded(meta: Meta, state: State) -> State:
+    kinds = adapter.fields(meta.config)
+    return {name: value.to(kinds[name].dtype).to(value.dtype) for name, value in state.items()}
+
+
+def _back_from(seq: Sequences, ends: Ints, first: Ints, depth: int) -> Ints:
+    at = ends[:, None] - 1 - np.arange(depth)
+    good = at >= first[:, None]
+    return np.asarray(np.where(good, seq.order[np.maximum(at, 0)], -1))

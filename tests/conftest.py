@@ -1,0 +1,51 @@
+"""What tests share: one real broker a session, and topic names of their own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from stream.config import Settings, load
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that needs the broker."""
+    for item in items:
+        if "broker" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.kafka)
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    """Bootstrap servers of a real Kafka: the one of KAFKA_BOOTSTRAP_SERVERS, else one started."""
+    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if servers:
+        yield servers
+        return
+    from stream.embedded_kafka import EmbeddedKafka
+
+    with EmbeddedKafka() as kafka:
+        yield kafka.bootstrap_servers
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Put before the topics and groups of one test, which so shares them with no other."""
+    return f"t{uuid.uuid4().hex[:10]}."
+
+
+@pytest.fixture
+def kafka_settings(broker: str, prefix: str) -> Settings:
+    """Settings with the real broker, 4 partitions and short timeouts; topics are not made yet."""
+    return load(
+        None,
+        {
+            "kafka.bootstrap_servers": broker,
+            "kafka.prefix": prefix,
+            "kafka.partitions": 4,
+            "kafka.session_timeout_ms": 3_000,
+        },
+    )

@@ -1,0 +1,224 @@
+"""The worker and `evaluate` on one log: the lists that are published are the lists evaluated.
+
+Both call the same functions; what may differ is rounding. The worker rounds the adapter to fp16
+after every batch, evaluation after every window, so scores differ in the third decimal, and two
+items may change places where their scores are that close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import torch
+
+from adapters import evaluate, experts, ranking
+from adapters.episodes import Log
+from adapters.evaluate import Options
+from adapters.positions import Sequences, interests_at, views
+from adapters.types import Meta
+from export.bundle_tensors import Items
+from stream.config import Settings
+from stream.message_types import Interaction
+from stream.messages import evidence
+from stream.testing_worker import NOW, MemoryWorld, item, untrained_model
+
+THEMES = ("Haunted House Night", "Merry Wedding Party", "Starship Galaxy Wars", "Old Desert Gun")
+FILMS = [
+    item(f"f{i}", f"{THEMES[i % 4]} {i}", category=[THEMES[i % 4].split()[0]], at=NOW - 1e6)
+    for i in range(200)
+]
+USERS = 14
+HOURS = 9
+K = 10
+CLOSE = 0.005
+"""Scores this close may be in either order; within a list they span about one."""
+
+
+def settings(diversity: float = 0.0) -> Settings:
+    """Lists of K."""
+    return Settings(ranking={"top_k": K, "diversity": diversity})  # type: ignore[arg-type]
+
+
+def model() -> tuple[Meta, Items]:
+    """Random weights of every expert, for what they depend on too, none of them zero."""
+    meta, known = untrained_model(FILMS, settings())
+    generator = torch.Generator().manual_seed(5)
+    weight = meta["expert_weight"]
+    moved = weight + 0.1 * torch.randn(weight.shape, generator=generator)
+    return replace(meta, tensors={**meta.tensors, "expert_weight": moved}), known
+
+
+def traffic() -> list[Interaction]:
+    """Users who act several times an hour, like what they like, and come back to it."""
+    rng = np.random.default_rng(7)
+    times = np.sort(rng.choice(HOURS * 3_600_000, 700, replace=False))
+    users = rng.integers(0, USERS, len(times))
+    liked = rng.integers(0, 50, len(times)) * 4 + users % 4
+    films = np.where(rng.random(len(times)) < 0.7, liked, rng.integers(0, 200, len(times)))
+    actions = rng.choice(["click", "like", "view", "skip", "dislike"], len(times))
+    start = int(NOW // 3_600) * 3_600_000
+    return [
+        Interaction(
+            id=f"e{n}",
+            timestamp=start + int(at),
+            user=f"user-{user}",
+            item=f"f{film}",
+            type=str(action),
+        )
+        for n, (at, user, film, action) in enumerate(zip(times, users, films, actions, strict=True))
+    ]
+
+
+def batches(events: list[Interaction], *, across: bool) -> Iterator[list[Interaction]]:
+    """Parts of the log; with `across` they do not care where an hour ends."""
+    hours = {0: events} if across else _by_hour(events)
+    for part in hours.values():
+        for begin in range(0, len(part), 23):
+            yield part[begin : begin + 23]
+
+
+def _by_hour(events: list[Interaction]) -> dict[int, list[Interaction]]:
+    hours: dict[int, list[Interaction]] = {}
+    for event in events:
+        hours.setdefault(hour(event), []).append(event)
+    return hours
+
+
+def hour(event: Interaction) -> int:
+    """The bucket of event time."""
+    return event.timestamp // 3_600_000
+
+
+@dataclass(frozen=True)
+class Both:
+    """The published lists, and the place of the event that caused each."""
+
+    world: MemoryWorld
+    log: Log
+    published: list[dict[str, Any]]
+    places: np.ndarray
+
+    def evaluated(self, **changes: object) -> np.ndarray:
+        """The lists that evaluation gives after the same events: rows [m, K]."""
+        chosen = Options(k=K, moment="published", diversity=self.diversity, variants=("adapted",))
+        meta, known = self.world.serving.meta, model()[1]
+        return evaluate.lists(
+            meta,
+            self.log,
+            self.places,
+            self.world.serving.table.catalogue(),
+            known.prior,
+            replace(chosen, **changes),  # type: ignore[arg-type]
+        )
+
+    @property
+    def diversity(self) -> float:
+        """How varied the lists are."""
+        return self.world.settings.ranking.diversity
+
+    def rows(self, found: dict[str, Any]) -> list[int]:
+        """The rows of a published list."""
+        return [self.world.serving.table.row(entry["item"]) for entry in found["items"]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(0.0, False), (0.1, False), (0.0, True)],
+    ids=["relevance", "diversity", "across buckets"],
+)
+def both(request: pytest.FixtureRequest) -> Both:
+    """One log, through the worker and as columns.
+
+    A batch is ranked as of the bucket of its newest event. Lists of earlier events of a batch that
+    goes beyond the end of a bucket know more than evaluation does; they are left out.
+    """
+    diversity, across = request.param
+    world = MemoryWorld(FILMS, partitions=2, settings=settings(diversity), model=model())
+    world.run()
+    events, due = traffic(), set()
+    for batch in batches(events, across=across):
+        world.clock = batch[-1].timestamp / 1000
+        for event in batch:
+            world.send(event)
+        world.run(turns=2)
+        due |= {event.id for event in batch if hour(event) == hour(batch[-1])}
+    at = {event.id: n for n, event in enumerate(events)}
+    records = [r for r in world.records("recommendations") if r.key != b"_cold"]
+    lists = [orjson.loads(record.value) for record in records]
+    lists = [found for found in lists if found["caused_by"]["event_id"] in due]
+    published = sorted(lists, key=lambda found: at[found["caused_by"]["event_id"]])
+    places = np.array([at[found["caused_by"]["event_id"]] for found in published])
+    return Both(world, columns(world, events), published, places)
+
+
+def columns(world: MemoryWorld, events: list[Interaction]) -> Log:
+    """The events as evaluation reads them."""
+    actions = list(world.settings.messages.actions)
+    return Log(
+        users=np.array([int(e.user.removeprefix("user-")) for e in events]),
+        items=np.array([world.serving.table.row(e.item) for e in events]),
+        actions=np.array([actions.index(e.type) for e in events]),
+        values=np.array(
+            [evidence(e.type, e.value, world.settings.messages) for e in events], np.float32
+        ),
+        times=np.array([e.timestamp / 1000 for e in events]),
+    )
+
+
+def test_the_log_is_worth_comparing(both: Both) -> None:
+    """Many lists over several hours, of users of both partitions, often after several events."""
+    hours = {found["caused_by"]["event_time"] // 3_600_000 for found in both.published}
+    partitions = {found["caused_by"]["partition"] for found in both.published}
+    assert len(both.published) > 250
+    assert (len(hours), partitions) == (HOURS, {0, 1})
+    assert len(both.published) < 0.6 * len(both.log)
+    lists = {tuple(both.rows(found)) for found in both.published}
+    assert len(lists) > 0.9 * len(both.published)
+
+
+def test_published_lists_are_those_of_evaluation(both: Both) -> None:
+    """99% of the places hold the same item; those that do not hold one with a score as close."""
+    published = np.array([both.rows(found) for found in both.published])
+    evaluated = both.evaluated()
+    assert (published == evaluated).mean() > 0.99
+    for found, ours, theirs in zip(both.published, published, evaluated, strict=True):
+        score = dict(zip(ours, (entry["score"] for entry in found["items"]), strict=True))
+        assert len(score.keys() & {*theirs}) >= K - 1
+        moved = [(score[a], score[b]) for a, b in zip(ours, theirs, strict=True) if b in score]
+        assert both.diversity or max(abs(a - b) for a, b in moved) < CLOSE
+
+
+@torch.inference_mode()
+def evaluated_scores(both: Both) -> np.ndarray:
+    """The scores beside the rows of `Both.evaluated`: [m, K]."""
+    meta, catalogue = both.world.serving.meta, both.world.serving.table.catalogue()
+    seq, places = Sequences.of(both.log), both.places
+    interests = interests_at(meta, seq, places, "published", catalogue.vectors)
+    parts = []
+    for step in evaluate.walk(meta, seq, places, catalogue, model()[1].prior):
+        events = places[step.inside]
+        view = views(meta, seq, events, "published", True, len(experts.names(meta.config)))
+        own = replace(view, interests=interests[step.inside])
+        parts.append(ranking.rank_prepared(meta, step.prepared, own, K, both.diversity).scores)
+    return np.asarray(torch.cat(parts))
+
+
+def test_published_scores_are_those_of_evaluation(both: Both) -> None:
+    """Where the items are the same, so are the scores, up to the rounding of the adapter."""
+    published = np.array([both.rows(found) for found in both.published])
+    ours = np.array([[entry["score"] for entry in found["items"]] for found in both.published])
+    difference = np.abs(ours - evaluated_scores(both))[published == both.evaluated()]
+    assert difference.max() < CLOSE
+    assert difference.mean() < CLOSE / 10
+
+
+def test_steps_count_in_both(both: Both) -> None:
+    """The comparison is not blind: with steps off, evaluation gives other lists."""
+    published = np.array([both.rows(found) for found in both.published])
+    still = both.evaluated(variants=("steps off",))
+    assert (published == still).mean() < 0.8
