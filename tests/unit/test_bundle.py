@@ -1,0 +1,241 @@
+"""Bundles: what is saved is what is loaded, and nothing damaged is ever loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from adapters.experts import Prior
+from adapters.types import Meta, ModelConfig
+from export import bundle as bundles
+from export.bundle import FILES, MANIFEST_FILE, Bundle, EncoderEntry, Manifest, Window
+from export.bundle_tensors import Items
+from export.encoder import EncoderFiles
+from export.errors import BundleRefused
+from export.parity import Parity, Probe
+
+CONFIG = ModelConfig(actions=("click", "rating"), neighbours=4)
+
+
+def items(n: int = 3) -> Items:
+    """Items whose columns all differ."""
+    rng = np.random.default_rng(1)
+    return Items(
+        ids=tuple(f"ítem-{i}" for i in range(n)),
+        content=rng.integers(1, 2**63, n).astype(np.uint64) * np.uint64(2),
+        text=rng.normal(size=(n, 6)).astype(np.float16),
+        attributes=rng.integers(-1, 9, (n, 5)),
+        id_rows=np.arange(n) - 1,
+        prior=Prior(
+            1e9,
+            rng.random((n, 3)).astype(np.float32),
+            rng.integers(-1, n, (n, 4)),
+            rng.random((n, 4)).astype(np.float32),
+        ),
+        dense=rng.normal(size=(n, 2)).astype(np.float16),
+        dense_field="image_embedding",
+    )
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Bundle:
+    """A bundle that has not been saved yet."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "encoder.onnx").write_bytes(b"graph" * 999)
+    (source / "tokenizer.json").write_text("{}")
+    manifest = Manifest(
+        format_version=bundles.FORMAT_VERSION,
+        name="films",
+        created="2026-11-03T12:00:00+00:00",
+        window=Window(first=0.0, last=9.5, events=10, users=4, items=3),
+        config=CONFIG.to_dict(),
+        actions={"click": {"weight": 1.0}},
+        encoder=EncoderEntry(sha="ab", dim=6, max_length=64),
+        parity=Parity(max_difference=3e-7, mean_difference=1e-8, agreement=1.0, k=10, probes=9),
+        metrics={"ndcg": 0.1},
+    )
+    return Bundle(
+        manifest=manifest,
+        meta=Meta(CONFIG, {"step_scale": torch.ones(()), "W": torch.arange(6.0).view(2, 3).T}),
+        items=items(),
+        encoder=EncoderFiles(
+            model=source / "encoder.onnx",
+            tokenizer=source / "tokenizer.json",
+            max_length=64,
+            dim=6,
+            sha="ab",
+        ),
+        probe=Probe(texts=("a", "bé"), vectors=np.eye(2, dtype=np.float32)),
+    )
+
+
+def same(one: Items, other: Items) -> bool:
+    """Whether all columns are equal."""
+    columns = ("content", "text", "attributes", "id_rows", "dense")
+    priors = ("time", "counts", "neighbour_items", "neighbour_weights")
+    return (
+        one.ids == other.ids
+        and one.dense_field == other.dense_field
+        and all(np.array_equal(getattr(one, c), getattr(other, c)) for c in columns)
+        and all(np.array_equal(getattr(one.prior, c), getattr(other.prior, c)) for c in priors)
+    )
+
+
+def test_a_saved_bundle_loads_unchanged(made: Bundle, tmp_path: Path) -> None:
+    """Saving and loading gives the same manifest, tensors, items, probe and encoder files."""
+    saved = bundles.save(made, str(tmp_path / "out"))
+    loaded = bundles.load(str(tmp_path / "out"))
+    assert loaded.manifest == saved.manifest
+    assert loaded.meta.config == CONFIG
+    assert torch.equal(loaded.meta["W"], made.meta["W"])
+    assert same(loaded.items, made.items)
+    assert loaded.probe.texts == made.probe.texts
+    assert loaded.encoder == saved.encoder
+    assert loaded.encoder.model.read_bytes() == made.encoder.model.read_bytes()
+
+
+def test_versions_sort_by_creation_and_depend_on_content(made: Bundle, tmp_path: Path) -> None:
+    """A later bundle has a larger version; the same content at the same time has the same one."""
+    one = bundles.save(made, str(tmp_path / "a")).manifest.version
+    again = bundles.save(made, str(tmp_path / "b")).manifest.version
+    later = msgspec.structs.replace(made.manifest, created="2026-11-03T14:00:01+01:00")
+    other = bundles.save(replace(made, manifest=later), str(tmp_path / "c")).manifest.version
+    assert one == again
+    assert one < other
+    assert one.startswith("20261103T120000Z-")
+
+
+def test_a_moved_bundle_keeps_its_version(made: Bundle, tmp_path: Path) -> None:
+    """A bundle that is loaded and saved elsewhere stays the same version."""
+    one = bundles.save(made, str(tmp_path / "a"))
+    two = bundles.save(bundles.load(str(tmp_path / "a")), str(tmp_path / "b"))
+    assert one.manifest == two.manifest
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_byte_is_refused(made: Bundle, tmp_path: Path, name: str) -> None:
+    """One flipped bit in any file is found before anything is read from it."""
+    bundles.save(made, str(tmp_path / "out"))
+    path = tmp_path / "out" / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleRefused, match=f"{name} is not what the manifest says"):
+        bundles.load(str(tmp_path / "out"))
+
+
+def test_a_file_that_is_cut_short_is_refused(made: Bundle, tmp_path: Path) -> None:
+    """A truncated file is named as such."""
+    bundles.save(made, str(tmp_path / "out"))
+    path = tmp_path / "out" / "items.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(BundleRefused, match="cut short"):
+        bundles.load(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, "meta.safetensors"])
+def test_a_half_written_bundle_is_refused(made: Bundle, tmp_path: Path, name: str) -> None:
+    """A missing file or manifest is said to be a half-written bundle."""
+    bundles.save(made, str(tmp_path / "out"))
+    (tmp_path / "out" / name).unlink()
+    with pytest.raises(BundleRefused, match="half-written"):
+        bundles.load(str(tmp_path / "out"))
+
+
+def test_a_newer_format_is_refused_with_the_remedy(made: Bundle, tmp_path: Path) -> None:
+    """A bundle of a later release asks for that release, whatever else its manifest holds."""
+    bundles.save(made, str(tmp_path / "out"))
+    path = tmp_path / "out" / MANIFEST_FILE
+    path.write_text(json.dumps({"format_version": 99, "anything": "else"}))
+    with pytest.raises(BundleRefused, match="format 99") as caught:
+        bundles.load(str(tmp_path / "out"))
+    assert "newer release" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"format_version": 1}', '{"format_version": "one"}', "\x00\xff"]
+)
+def test_a_manifest_that_is_none_is_refused(made: Bundle, tmp_path: Path, text: str) -> None:
+    """Whatever stands in the manifest's place, loading ends in a refusal."""
+    bundles.save(made, str(tmp_path / "out"))
+    (tmp_path / "out" / MANIFEST_FILE).write_text(text, encoding="latin-1")
+    with pytest.raises(BundleRefused):
+        bundles.load(str(tmp_path / "out"))
+
+
+def test_a_manifest_cannot_name_files_elsewhere(made: Bundle, tmp_path: Path) -> None:
+    """A manifest that names other files than a bundle's own is refused."""
+    bundles.save(made, str(tmp_path / "out"))
+    path = tmp_path / "out" / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../secret"] = manifest["files"].pop("encoder.onnx")
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleRefused, match="does not name the files"):
+        bundles.load(str(tmp_path / "out"))
+
+
+def test_no_bundle_without_parity(made: Bundle, tmp_path: Path) -> None:
+    """A bundle whose encoder failed the parity check is not written."""
+    bad = msgspec.structs.replace(made.manifest.parity, agreement=0.77)
+    manifest = msgspec.structs.replace(made.manifest, parity=bad)
+    with pytest.raises(BundleRefused, match="differs"):
+        bundles.save(replace(made, manifest=manifest), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_saving_replaces_a_bundle_and_nothing_else(made: Bundle, tmp_path: Path) -> None:
+    """An older bundle is replaced whole; a folder with anything else in it is left alone."""
+    out = tmp_path / "out"
+    bundles.save(made, str(out))
+    (out / "left-over").write_text("old")
+    bundles.save(made, str(out))
+    assert sorted(p.name for p in out.iterdir()) == sorted([*FILES, MANIFEST_FILE])
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("dear")
+    with pytest.raises(BundleRefused, match="no bundle"):
+        bundles.save(made, str(home))
+    assert [p.name for p in home.iterdir()] == ["thesis.txt"]
+
+
+def test_a_failed_write_leaves_the_old_bundle(made: Bundle, tmp_path: Path) -> None:
+    """When writing fails, what was there still loads and no temporary folder stays behind."""
+    out = tmp_path / "home" / "out"
+    version = bundles.save(made, str(out)).manifest.version
+    gone = replace(made, encoder=replace(made.encoder, model=tmp_path / "missing"))
+    with pytest.raises(BundleRefused, match="cannot be written"):
+        bundles.save(gone, str(out))
+    assert bundles.load(str(out)).manifest.version == version
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_an_object_store_works_like_a_folder(made: Bundle, tmp_path: Path) -> None:
+    """Another file system gets the manifest last; loading copies to the cache and verifies."""
+    url = "memory://models/films"
+    saved = bundles.save(made, url)
+    loaded = bundles.load(url, cache=tmp_path / "cache")
+    assert loaded.manifest == saved.manifest
+    assert loaded.encoder.model.parent == tmp_path / "cache" / saved.manifest.version
+    assert bundles.load(url, cache=tmp_path / "cache").manifest == saved.manifest
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/models/films/encoder.onnx", b"short")
+    with pytest.raises(BundleRefused, match="cut short"):
+        bundles.load(url, cache=tmp_path / "other")
+    files.rm_file(f"/models/films/{MANIFEST_FILE}")
+    with pytest.raises(BundleRefused, match="half-written"):
+        bundles.load(url, cache=tmp_path / "other")
+
+
+@pytest.mark.parametrize("url", ["/nowhere/at/all", "nonsense://bucket/x"])
+def test_an_address_without_a_bundle_is_refused(url: str) -> None:
+    """A missing folder and an unknown protocol are refused with a sentence, not a traceback."""
+    with pytest.raises(BundleRefused):
+        bundles.load(url)
