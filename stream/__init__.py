@@ -1,0 +1,1 @@
+"""The worker: Kafka in, RocksDB beside, lists out."""

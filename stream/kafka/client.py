@@ -1,0 +1,156 @@
+"""What all clients share: making one, explaining its errors, converting its values.
+
+Every error that leaves this package is an `InnerloopError`; the library's own log lines go to the
+Python logger `librdkafka`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import confluent_kafka as ck
+
+from stream.errors import AccessDenied
+from stream.kafka.errors import RETRY, is_denied, translate
+from stream.kafka.properties import Properties
+from stream.ports import Positions, Record, TopicPartition
+
+log = logging.getLogger("librdkafka")
+
+BEGINNING = int(ck.OFFSET_BEGINNING)
+"""A position before every record that is still there."""
+
+CONNECT_S = 5.0
+"""How long one attempt may take."""
+
+COMMIT_GRACE_S = 30.0
+"""How much longer than a transaction its end is waited for."""
+
+T = TypeVar("T")
+
+
+class Trouble:
+    """Remembers what librdkafka reports on the side, to say why a call timed out."""
+
+    def __init__(self) -> None:
+        self._denied = ""
+        self.serve: Callable[[], object] = lambda: None  # lets librdkafka call what it owes
+
+    def __call__(self, error: ck.KafkaError) -> None:
+        """Called by librdkafka."""
+        if is_denied(error.name()) or "SSL handshake failed" in error.str():
+            self._denied = error.str()
+        log.debug("%s: %s", error.name(), error.str())
+
+    @contextmanager
+    def explained(self, doing: str) -> Iterator[None]:
+        """Turn a `KafkaException` into the error for the user."""
+        try:
+            yield
+        except (ck.KafkaException, SystemError) as raised:
+            error = _error_of(raised)
+            self.serve()
+            if error.name() in RETRY:
+                self.raise_denied(doing)
+            raise translate(error, doing) from None
+
+    def raise_denied(self, doing: str) -> None:
+        """Raise `AccessDenied` when the broker refused this client, which no retry heals."""
+        if self._denied:
+            raise AccessDenied(f"{doing}: {self._denied}") from None
+
+
+class _Attempts(logging.Filter):
+    """Attempts that are made again are for level debug: the error that follows tells it once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        return log.isEnabledFor(logging.DEBUG) or not record.getMessage().startswith(_RETRIED)
+
+
+_RETRIED = ("FAIL ", "GETPID ")  # connecting, asking for a producer id
+_ATTEMPTS = _Attempts()
+
+
+def connect(make: Callable[..., T], properties: Properties, trouble: Trouble) -> T:
+    """A librdkafka client whose log lines and errors go where they belong."""
+    log.addFilter(_ATTEMPTS)
+    with trouble.explained(f"client of {properties['bootstrap.servers']}"):
+        return make({**properties, "error_cb": trouble}, logger=log)
+
+
+def _error_of(raised: BaseException) -> ck.KafkaError:
+    """The error inside; a fatal one comes as the cause of a SystemError out of callbacks."""
+    cause = raised.__cause__ if isinstance(raised, SystemError) else raised
+    if not isinstance(cause, ck.KafkaException):
+        raise raised
+    error: ck.KafkaError = cause.args[0]
+    return error
+
+
+def plain(partitions: Iterable[ck.TopicPartition]) -> list[TopicPartition]:
+    """The library's partitions as ours."""
+    return [TopicPartition(tp.topic, tp.partition) for tp in partitions]
+
+
+def native(partitions: Iterable[TopicPartition]) -> list[ck.TopicPartition]:
+    """Our partitions as the library's."""
+    return [ck.TopicPartition(topic, partition) for topic, partition in partitions]
+
+
+def native_positions(positions: Positions) -> list[ck.TopicPartition]:
+    """Our positions as the library's."""
+    return [ck.TopicPartition(tp.topic, tp.partition, at) for tp, at in positions.items()]
+
+
+def checked(partitions: list[ck.TopicPartition]) -> list[ck.TopicPartition]:
+    """Raise the first partition's own error, which librdkafka does not."""
+    for tp in partitions:
+        if tp.error is not None:
+            raise ck.KafkaException(tp.error)
+    return partitions
+
+
+def to_records(messages: list[Any]) -> tuple[list[Record], list[Any]]:
+    """The records among what was consumed, and the rest: messages that carry an error.
+
+    This runs for every record that is read; a comprehension over `tuple.__new__` halves its cost.
+    """
+    new = tuple.__new__
+    records = [
+        new(
+            Record,
+            (
+                m.topic(),
+                m.partition(),
+                m.offset(),
+                m.timestamp()[1],
+                m.key(),
+                m.value(),
+                tuple(headers) if (headers := m.headers()) else (),
+            ),
+        )
+        for m in messages
+        if m.error() is None
+    ]
+    if len(records) == len(messages):
+        return records, []
+    return records, [m for m in messages if m.error() is not None]
+
+
+def retried(call: Callable[[], T], patience: float) -> T:
+    """Call until it works, fails for good, or `patience` seconds are over."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return call()
+        except ck.KafkaException as raised:
+            error = raised.args[0]
+            again = error.retriable() or error.name() in RETRY
+            if not again or error.txn_requires_abort() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

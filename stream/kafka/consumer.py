@@ -1,0 +1,170 @@
+"""The member of the consumer group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import confluent_kafka as ck
+
+from stream.config import Kafka
+from stream.errors import OffsetOutOfRange
+from stream.kafka.client import (
+    COMMIT_GRACE_S,
+    CONNECT_S,
+    Trouble,
+    checked,
+    connect,
+    log,
+    native,
+    plain,
+    retried,
+    to_records,
+)
+from stream.kafka.errors import is_denied, translate
+from stream.kafka.properties import group_consumer
+from stream.ports import Positions, RebalanceListener, Record, TopicPartition
+
+
+class GroupConsumer:
+    """`stream.ports.GroupConsumer` over the classic protocol."""
+
+    def __init__(
+        self, kafka: Kafka, instance_id: str, *, auto_offset_reset: Literal["earliest", "error"]
+    ) -> None:
+        self._trouble = Trouble()
+        properties = group_consumer(kafka, instance_id, auto_offset_reset)
+        self._consumer = connect(ck.Consumer, properties, self._trouble)
+        self._patience = kafka.transaction_timeout_ms / 1000 + COMMIT_GRACE_S
+        self._seeks: dict[TopicPartition, int] = {}
+        self._paused: set[TopicPartition] = set()
+        self._gaps: list[OffsetOutOfRange] = []
+        self._stopped: set[TopicPartition] = set()  # not fetched since an offset was out of range
+
+    def subscribe(self, topic: str, listener: RebalanceListener) -> None:
+        """Join the group; `listener` is called from within `consume`."""
+
+        def on_assign(consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+            consumer.incremental_assign(partitions)
+            consumer.pause(partitions)
+            self._paused.update(plain(partitions))
+            listener.assigned(plain(partitions))
+
+        def on_revoke(consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+            self._forget(plain(partitions))
+            listener.revoked(plain(partitions), lost=False)
+            consumer.incremental_unassign(partitions)
+
+        def on_lost(consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+            self._forget(plain(partitions))
+            listener.revoked(plain(partitions), lost=True)
+            consumer.incremental_unassign(partitions)
+
+        with self._trouble.explained(f"subscribing to {topic}"):
+            self._consumer.subscribe(
+                [topic], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost
+            )
+
+    def consume(self, limit: int, timeout: float) -> list[Record]:
+        """At most `limit` records; an empty list after `timeout` seconds.
+
+        Raises `OffsetOutOfRange` after the records before it have been returned; the partition
+        stands still until `seek`.
+        """
+        self._raise_gap()
+        self._try_seeks()
+        with self._trouble.explained("consuming"):
+            messages = self._consumer.consume(limit, timeout)
+        records, errors = to_records(messages)
+        for message in errors:
+            self._note(message, message.error())
+        if not records:
+            self._raise_gap()
+        return records
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver nothing of these."""
+        partitions = list(partitions)
+        self._paused.update(partitions)
+        with self._trouble.explained("pausing"):
+            self._consumer.pause(native(partitions))
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver again, those with an open `seek` once it is through."""
+        partitions = list(partitions)
+        self._paused.difference_update(partitions)
+        with self._trouble.explained("resuming"):
+            self._consumer.resume(native(tp for tp in partitions if tp not in self._seeks))
+
+    def seek(self, positions: Positions) -> None:
+        """Go on from these offsets; `BEGINNING` = the oldest record. Others' are ignored."""
+        owned = self.assignment()
+        self._seeks.update({tp: at for tp, at in positions.items() if tp in owned})
+        self._try_seeks()
+
+    def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Committed offsets; partitions without one are left out.
+
+        Waits while a transaction is open on the group's offsets. Raises `BrokerUnavailable`.
+        """
+        with self._trouble.explained("reading committed offsets"):
+            found = retried(
+                lambda: checked(self._consumer.committed(native(partitions), timeout=CONNECT_S)),
+                self._patience,
+            )
+        return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
+
+    def assignment(self) -> set[TopicPartition]:
+        """The partitions that are owned now."""
+        with self._trouble.explained("reading the assignment"):
+            return set(plain(self._consumer.assignment()))
+
+    def group_metadata(self) -> object:
+        """What fences a member that lost its partitions without knowing."""
+        return self._consumer.consumer_group_metadata()
+
+    def close(self) -> None:
+        """Stop. A static member stays in the group until its session times out."""
+        with self._trouble.explained("closing"):
+            self._consumer.close()
+
+    def _note(self, message: ck.Message, error: ck.KafkaError) -> None:
+        if error.code() == ck.KafkaError._AUTO_OFFSET_RESET:
+            tp = TopicPartition(str(message.topic()), int(message.partition() or 0))
+            self._stopped.add(tp)
+            self._gaps.append(OffsetOutOfRange(*tp))
+        elif error.fatal() or is_denied(error.name()) or not error.name().startswith("_"):
+            raise translate(error, "consuming")
+        else:
+            log.debug("%s: %s", error.name(), error.str())
+
+    def _raise_gap(self) -> None:
+        if self._gaps:
+            raise self._gaps.pop(0)
+
+    def _try_seeks(self) -> None:
+        """A partition that was assigned just now cannot be moved yet: it stands still meanwhile."""
+        for tp, at in list(self._seeks.items()):
+            target = ck.TopicPartition(tp.topic, tp.partition, at)
+            try:
+                self._restart(tp, target) if tp in self._stopped else self._consumer.seek(target)
+            except ck.KafkaException:
+                self._consumer.pause(native([tp]))
+                continue
+            del self._seeks[tp]
+            if tp not in self._paused:
+                self._consumer.resume(native([tp]))
+
+    def _restart(self, tp: TopicPartition, target: ck.TopicPartition) -> None:
+        """A partition whose offset was out of range cannot be moved, only assigned anew."""
+        self._consumer.incremental_unassign([target])
+        self._consumer.incremental_assign([target])
+        self._stopped.discard(tp)
+        if tp in self._paused:
+            self._consumer.pause(native([tp]))
+
+    def _forget(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused.difference_update(partitions)
+        self._stopped.difference_update(partitions)
+        for tp in partitions:
+            self._seeks.pop(tp, None)

@@ -1,0 +1,99 @@
+"""librdkafka's errors as errors a user can act upon. Knows names, not the library."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from stream.errors import (
+    Aborted,
+    AccessDenied,
+    BrokerUnavailable,
+    ConfigError,
+    Fenced,
+    InnerloopError,
+    TopicError,
+)
+
+
+class KafkaErrorLike(Protocol):
+    """What is needed of `confluent_kafka.KafkaError`."""
+
+    def name(self) -> str:
+        """Kafka's name, such as `MSG_SIZE_TOO_LARGE`; librdkafka's own start with `_`."""
+
+    def str(self) -> str:
+        """A sentence."""
+
+    def fatal(self) -> bool:
+        """Whether the client cannot go on."""
+
+    def retriable(self) -> bool:
+        """Whether the same call may succeed later."""
+
+    def txn_requires_abort(self) -> bool:
+        """Whether the transaction must be aborted."""
+
+
+_FENCED = {
+    "_FENCED",
+    "PRODUCER_FENCED",
+    "INVALID_PRODUCER_EPOCH",
+    "FENCED_INSTANCE_ID",
+    "TRANSACTION_COORDINATOR_FENCED",
+}
+_LOST_GROUP = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"}
+_UNREACHABLE = {
+    "_TRANSPORT",
+    "_ALL_BROKERS_DOWN",
+    "_RESOLVE",
+    "_TIMED_OUT",
+    "_TIMED_OUT_QUEUE",
+    "_MSG_TIMED_OUT",
+    "REQUEST_TIMED_OUT",
+    "COORDINATOR_NOT_AVAILABLE",
+    "BROKER_NOT_AVAILABLE",
+    "LEADER_NOT_AVAILABLE",
+    "NOT_ENOUGH_REPLICAS",
+    "NETWORK_EXCEPTION",
+}
+_DENIED = {"_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL", "ILLEGAL_SASL_STATE"}
+_NO_TOPIC = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"}
+_BAD_CONTENT = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD", "INVALID_MSG", "RECORD_LIST_TOO_LARGE"}
+
+RETRY = {
+    "_TIMED_OUT",
+    "_TRANSPORT",
+    "REQUEST_TIMED_OUT",
+    "UNSTABLE_OFFSET_COMMIT",
+    "NOT_LEADER_FOR_PARTITION",
+    "LEADER_NOT_AVAILABLE",
+    "FENCED_LEADER_EPOCH",
+    "UNKNOWN_LEADER_EPOCH",
+    "NOT_COORDINATOR",
+    "COORDINATOR_LOAD_IN_PROGRESS",
+}
+"""Names of errors that say nothing was decided yet."""
+
+
+def is_denied(name: str) -> bool:
+    """Whether this error is about credentials or TLS, which no retry heals."""
+    return name in _DENIED or name.endswith("AUTHORIZATION_FAILED")
+
+
+def translate(error: KafkaErrorLike, doing: str) -> InnerloopError:
+    """The error to be raised; `doing` says what was tried, with its subject."""
+    name, detail = error.name(), f"{doing}: {error.str()}"
+    if name in _FENCED:
+        return Fenced(detail)
+    if is_denied(name):
+        return AccessDenied(detail)
+    if error.txn_requires_abort() or name in _LOST_GROUP or name in _BAD_CONTENT:
+        blames = name in _BAD_CONTENT or "too large" in error.str().lower()
+        return Aborted(detail, reason=name.strip("_").lower(), blames_batch=blames)
+    if name in _NO_TOPIC:
+        return TopicError(detail, remedy="Create it with `innerloop topics create`.")
+    if name in _UNREACHABLE:
+        return BrokerUnavailable(detail)
+    if name in {"_INVALID_ARG", "INVALID_CONFIG", "INVALID_REPLICATION_FACTOR"}:
+        return ConfigError(detail)
+    return InnerloopError(f"{detail} ({name})")

@@ -1,0 +1,202 @@
+"""Producers: one in transactions for workers, one in bulk for files."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import confluent_kafka as ck
+
+from stream.config import Settings
+from stream.errors import Aborted, BrokerUnavailable
+from stream.kafka.client import (
+    COMMIT_GRACE_S,
+    CONNECT_S,
+    Trouble,
+    connect,
+    native_positions,
+    retried,
+)
+from stream.kafka.errors import translate
+from stream.kafka.properties import bulk_producer, transactional_producer
+from stream.ports import Message, Positions, TopicPartition
+
+
+class TransactionalProducer:
+    """`stream.ports.TransactionalProducer`; one stable id per worker."""
+
+    def __init__(self, settings: Settings, transactional_id: str) -> None:
+        self._trouble = Trouble()
+        self._properties = transactional_producer(settings, transactional_id)
+        self._producer = connect(ck.Producer, self._properties, self._trouble)
+        self._patience = settings.kafka.transaction_timeout_ms / 1000 + COMMIT_GRACE_S
+        self._written: dict[TopicPartition, int] = {}
+        self._refused: ck.KafkaError | None = None
+
+    def init(self) -> None:
+        """Fence older producers of the same id and abort what they left open."""
+        with self._trouble.explained("starting the producer"):
+            retried(lambda: self._producer.init_transactions(CONNECT_S), self._patience)
+
+    def begin(self) -> None:
+        """Open a transaction."""
+        self._written, self._refused = {}, None
+        with self._trouble.explained("opening a transaction"):
+            self._producer.begin_transaction()
+
+    def produce(self, messages: Iterable[Message]) -> None:
+        """Queue messages to their explicit partitions.
+
+        Raises `Aborted` that names the message when it is too large.
+        """
+        messages = list(messages)
+        last = {message[:2]: i for i, message in enumerate(messages)}
+        reported, send, report = set(last.values()), self._producer.produce, self._delivered
+        for i, message in enumerate(messages):
+            topic, partition, key, value, headers = message
+            listener = report if i in reported else None
+            try:
+                if headers:
+                    send(topic, value, key, partition, listener, headers=list(headers))
+                else:
+                    send(topic, value, key, partition, listener)
+            except BufferError:
+                self._queue_full(message, listener)
+            except ck.KafkaException as raised:
+                raise translate(raised.args[0], _named(message)) from None
+        with self._trouble.explained("producing"):
+            self._producer.poll(0)
+
+    def send_offsets(self, positions: Positions, group_metadata: object) -> None:
+        """Add the consumed positions to the transaction.
+
+        Raises `Aborted` from a member that lost its partitions, `Fenced` from one whose instance
+        id is used by another.
+        """
+        offsets = native_positions(positions)
+        with self._trouble.explained("adding offsets to the transaction"):
+            retried(
+                lambda: self._producer.send_offsets_to_transaction(
+                    offsets, group_metadata, CONNECT_S
+                ),
+                self._patience,
+            )
+
+    def commit(self) -> dict[TopicPartition, int]:
+        """Flush and commit; retried while retriable. Raises `Aborted` or `Fenced`.
+
+        Returns the highest offset that this transaction wrote to each partition.
+        """
+        with self._trouble.explained("flushing the transaction"):
+            self._producer.flush(self._patience)
+        if self._refused is not None:
+            raise _as_aborted(self._refused)
+        with self._trouble.explained("committing the transaction"):
+            retried(lambda: self._producer.commit_transaction(CONNECT_S), self._patience)
+        return self._written
+
+    def abort(self) -> None:
+        """Throw the transaction away."""
+        with self._trouble.explained("aborting the transaction"):
+            retried(lambda: self._producer.abort_transaction(CONNECT_S), self._patience)
+            self._producer.flush(CONNECT_S)  # reports on what was thrown away end here
+        if self._refused is not None:
+            self._renew()
+
+    def close(self) -> None:
+        """Stop; an open transaction is aborted, by the next `init` of this id at the latest."""
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            self._producer.close()
+
+    def _renew(self) -> None:
+        """A refused message leaves librdkafka's sequence numbers behind: it would abort again."""
+        self.close()
+        self._trouble = Trouble()
+        self._producer = connect(ck.Producer, self._properties, self._trouble)
+        self.init()
+
+    def _delivered(self, error: ck.KafkaError | None, message: ck.Message) -> None:
+        if error is not None:
+            self._refused = self._refused or error
+            return
+        tp = TopicPartition(str(message.topic()), int(message.partition() or 0))
+        self._written[tp] = max(self._written.get(tp, -1), int(message.offset() or 0))
+
+    def _queue_full(self, message: Message, listener: Callable[..., None] | None) -> None:
+        topic, partition, key, value, headers = message
+        deadline = time.monotonic() + self._patience
+        while time.monotonic() < deadline:
+            self._producer.poll(0.05)
+            try:
+                self._producer.produce(
+                    topic, value, key, partition, listener, headers=list(headers) or None
+                )
+            except BufferError:
+                continue
+            return
+        raise Aborted("the queue to the broker stays full", reason="queue_full")
+
+
+class BulkProducer:
+    """Writes files to topics: idempotent, partitioned by key, failures collected."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._trouble = Trouble()
+        self._producer = connect(ck.Producer, bulk_producer(settings), self._trouble)
+        self.failures: list[tuple[bytes | None, str]] = []
+
+    def produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Queue one message; waits while the queue is full. What fails goes to `failures`."""
+        while True:
+            try:
+                self._producer.produce(
+                    topic, value, key, on_delivery=self._delivered, headers=list(headers) or None
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+                self._trouble.raise_denied("producing")
+                continue
+            except ck.KafkaException as raised:
+                self.failures.append((key, str(raised.args[0].str())))
+            return
+
+    def poll(self) -> int:
+        """Take in delivery reports; returns how many messages wait."""
+        self._producer.poll(0)
+        return len(self._producer)
+
+    def flush(self, timeout: float = 60.0) -> None:
+        """Wait until everything is delivered or failed. Raises `BrokerUnavailable`."""
+        waiting = self._producer.flush(timeout)
+        self._trouble.raise_denied("producing")
+        if waiting:
+            raise BrokerUnavailable(f"{waiting} messages undelivered after {timeout:.0f} s")
+
+    def close(self) -> None:
+        """Stop; what was not flushed is dropped."""
+        self._producer.close()
+
+    def _delivered(self, error: ck.KafkaError | None, message: ck.Message) -> None:
+        if error is not None:
+            key = message.key()
+            self.failures.append((key if isinstance(key, bytes) else None, str(error.str())))
+
+
+def _named(message: Message) -> str:
+    size = len(message.value or b"") + len(message.key or b"")
+    key = (message.key or b"").decode(errors="replace")
+    return f"{size} bytes to {message.topic}[{message.partition}], key {key!r}"
+
+
+def _as_aborted(error: ck.KafkaError) -> Aborted:
+    found = translate(error, "producing")
+    if isinstance(found, Aborted):
+        return found
+    return Aborted(found.detail, reason=error.name().strip("_").lower())
