@@ -1,0 +1,229 @@
+"""The items a worker can rank: rows of vectors that follow the `items` topic.
+
+The items of the bundle have the first rows, in the bundle's order, so that its priors need no
+translation; they are evidence from the start and ranked once their message has come. Rows are
+never given up: a deleted item is not ranked, but what users did with it still counts.
+
+Changes come in three steps, of which only the slow middle one may run in another thread:
+
+    plan = table.stage(messages)      # which rows change; changes nothing
+    rows = encoder.rows(plan.fresh)   # the backbone
+    table.apply(plan, rows)           # the matrix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapters import towers
+from adapters.types import Catalogue, Meta
+from export.bundle_tensors import Items
+from stream.hash_index import HashIndex, item_hashes
+from stream.item_encoder import DenseField, ItemEncoder, ItemRows, features, title
+from stream.messages import Deletion, Item, content_hash
+from stream.user_state import low_half
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a batch of messages changes; of several about one item only the last counts."""
+
+    fresh: list[Item]  # new or changed: to be encoded
+    same: list[Item]  # known with this very content: alive from now on
+    gone: list[str]  # deleted
+
+
+class CatalogueTable:
+    """Ids, hashes and rows of items, and the matrices aligned with them.
+
+    `version` rises whenever what can be ranked, or how, has changed. Not safe for use from
+    several threads at once, apart from what `ItemEncoder` does on its own.
+    """
+
+    def __init__(
+        self, meta: Meta, items: Items, encoder: ItemEncoder, *, device: str = "cpu"
+    ) -> None:
+        self.version = 0
+        self.size = 0
+        self.ids: list[str] = []
+        self.titles: list[str] = []
+        self._meta = meta.to(device)
+        self._encoder = encoder
+        self._device = device
+        self._index = HashIndex(np.uint64, len(items))
+        self._low = HashIndex(np.uint32, len(items))
+        self._hashes = np.zeros(0, np.uint64)
+        self._content = np.zeros(0, np.uint64)
+        self._id_rows = np.zeros(0, np.int64)
+        self._tensors = _blank(self._meta, 0, device)
+        self._views: tuple[int, Catalogue] | None = None
+        self._add_bundle(items)
+
+    # -- looking up ---------------------------------------------------------------------------
+
+    def rows_of(self, hashes: NDArray[np.uint64]) -> Rows:
+        """Rows of item hashes, in their shape, -1 = unknown."""
+        return self._index.find(hashes)
+
+    def rows_of_low(self, hashes: NDArray[np.uint32]) -> Rows:
+        """Rows [m] by the low 32 bits of item hashes; where two items share them, the older."""
+        return self._low.find(hashes)
+
+    def row(self, item: str) -> int:
+        """The row of an item id, -1 = unknown."""
+        return int(self.rows_of(item_hashes([item]))[0])
+
+    def hashes_of(self, rows: Rows) -> NDArray[np.uint64]:
+        """Item hashes [m] of rows [m] >= 0."""
+        return np.asarray(self._hashes[rows])
+
+    def catalogue(self) -> Catalogue:
+        """The matrices as views of all rows, the same object until the next change."""
+        if self._views is None or self._views[0] != self.version:
+            views = {name: tensor[: self.size] for name, tensor in self._tensors.items()}
+            self._views = self.version, Catalogue(**views)
+        return self._views[1]
+
+    def alive(self) -> int:
+        """Number of items that can be ranked."""
+        return int(self._tensors["alive"][: self.size].sum())
+
+    # -- changing -----------------------------------------------------------------------------
+
+    def upsert(self, messages: Sequence[Item | Deletion]) -> None:
+        """All three steps at once."""
+        plan = self.stage(messages)
+        self.apply(plan, self._encoder.rows(plan.fresh) if plan.fresh else None)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Rank these no more; unknown ids change nothing."""
+        self.apply(Plan(fresh=[], same=[], gone=list(ids)), None)
+
+    def stage(self, messages: Sequence[Item | Deletion]) -> Plan:
+        """What `messages` would change, looked at in their order."""
+        last = {message.item: message for message in messages}
+        items = [message for message in last.values() if isinstance(message, Item)]
+        rows = self.rows_of(item_hashes(item.item for item in items))
+        content = np.array([content_hash(item.fields) for item in items], np.uint64)
+        known = (rows >= 0) & (self._content[rows] == content) if len(items) else rows >= 0
+        return Plan(
+            fresh=[item for item, k in zip(items, known, strict=True) if not k],
+            same=[item for item, k in zip(items, known, strict=True) if k],
+            gone=[m.item for m in last.values() if isinstance(m, Deletion)],
+        )
+
+    def apply(self, plan: Plan, rows: ItemRows | None) -> None:
+        """Carry out a plan; `rows` are those of `plan.fresh`, None if there are none."""
+        changed = self._revive(plan.same) + self._kill(plan.gone)
+        if rows is not None and len(rows):
+            self._write(rows)
+            changed += len(rows)
+        self.version += int(changed > 0)
+
+    def _revive(self, items: Sequence[Item]) -> int:
+        rows = self.rows_of(item_hashes(item.item for item in items))
+        created = torch.tensor([item.timestamp / 1e3 for item in items], dtype=torch.float64)
+        place, created = torch.from_numpy(rows).to(self._device), created.to(self._device)
+        alive, old = self._tensors["alive"][place], self._tensors["created"][place]
+        for row, item in zip(rows.tolist(), items, strict=True):
+            self.titles[row] = title(item)
+        self._tensors["alive"][place] = True
+        self._tensors["created"][place] = created
+        return int((~alive | (old != created)).sum())
+
+    def _kill(self, ids: Sequence[str]) -> int:
+        rows = self.rows_of(item_hashes(ids))
+        place = torch.from_numpy(rows[rows >= 0]).to(self._device)
+        changed = int(self._tensors["alive"][place].sum())
+        self._tensors["alive"][place] = False
+        return changed
+
+    def _write(self, new: ItemRows) -> None:
+        rows = self._rows_for(new.ids, new.hashes)
+        self._content[rows] = new.content
+        self._write_vectors(rows, new.text, new.attributes, new.dense)
+        place = torch.from_numpy(rows).to(self._device)
+        self._tensors["alive"][place] = True
+        self._tensors["created"][place] = torch.from_numpy(new.created).to(self._device)
+        for row, text in zip(rows.tolist(), new.titles, strict=True):
+            self.titles[row] = text
+
+    @torch.inference_mode()
+    def _write_vectors(
+        self,
+        rows: Rows,
+        text: NDArray[np.float16],
+        attributes: NDArray[np.int64],
+        dense: NDArray[np.float16] | None,
+    ) -> None:
+        read = features(text, attributes, dense, self._id_rows[rows]).to(self._device)
+        place = torch.from_numpy(rows).to(self._device)
+        self._tensors["vectors"][place] = towers.item_vectors(self._meta, read)
+        self._tensors["text"][place] = towers.reduce_text(self._meta, read.text)
+
+    def _rows_for(self, ids: Sequence[str], hashes: NDArray[np.uint64]) -> Rows:
+        """The rows of items, given out in order to those that have none yet."""
+        rows = self.rows_of(hashes)
+        new = np.flatnonzero(rows < 0)
+        rows[new] = self.size + np.arange(len(new))
+        self._resize(self.size + len(new))
+        self._hashes[rows[new]] = hashes[new]
+        self._index.add(hashes[new], rows[new])
+        self._low.add(low_half(hashes[new]), rows[new])
+        self.ids.extend(ids[i] for i in new.tolist())
+        self.titles.extend(ids[i] for i in new.tolist())
+        return rows
+
+    def _resize(self, size: int) -> None:
+        """Room for `size` rows; capacity doubles, rows keep what they hold."""
+        self.size = size
+        capacity = len(self._content)
+        if size <= capacity and capacity:
+            return
+        more = max(2 * capacity, size, 1_024) - capacity
+        self._content = np.concatenate([self._content, np.zeros(more, np.uint64)])
+        self._hashes = np.concatenate([self._hashes, np.zeros(more, np.uint64)])
+        self._id_rows = np.concatenate([self._id_rows, np.full(more, -1, np.int64)])
+        blank = _blank(self._meta, more, self._device)
+        self._tensors = {k: torch.cat([t, blank[k]]) for k, t in self._tensors.items()}
+
+    def _add_bundle(self, items: Items) -> None:
+        rows = self._rows_for(items.ids, item_hashes(items.ids))
+        self._content[rows] = items.content
+        self._id_rows[rows] = items.id_rows
+        self._write_vectors(rows, items.text, items.attributes, items.dense)
+        prior = {
+            "prior_items": torch.from_numpy(items.prior.neighbour_items),
+            "prior_weights": torch.from_numpy(items.prior.neighbour_weights),
+        }
+        for name, values in prior.items():
+            self._tensors[name][: len(rows)] = values.to(self._device)
+
+
+def dense_field(items: Items) -> DenseField | None:
+    """The vector field that a bundle's model reads."""
+    if items.dense is None or items.dense_field is None:
+        return None
+    return DenseField(name=items.dense_field, size=items.dense.shape[1])
+
+
+def _blank(meta: Meta, n: int, device: str) -> dict[str, Tensor]:
+    """The columns of `Catalogue` for n rows without an item."""
+    config = meta.config
+    width = config.neighbours
+    return {
+        "vectors": torch.zeros(n, config.dim, device=device),
+        "text": torch.zeros(n, config.text_dim, device=device),
+        "created": torch.full((n,), torch.nan, dtype=torch.float64, device=device),
+        "alive": torch.zeros(n, dtype=torch.bool, device=device),
+        "prior_items": torch.full((n, width), -1, dtype=torch.int64, device=device),
+        "prior_weights": torch.zeros(n, width, device=device),
+    }

@@ -1,0 +1,92 @@
+"""`innerloop inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stream.commands.common import (
+    ConfigOption,
+    PrefixOption,
+    ServersOption,
+    SetOption,
+    load_settings,
+)
+
+if TYPE_CHECKING:
+    from adapters.types import ModelConfig
+    from stream.config import Settings
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command(epilog="Example: innerloop inspect ann --bundle models/films")
+def inspect(
+    user: Annotated[str, typer.Argument(help="The user's id.", show_default=False)],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    bootstrap_servers: ServersOption = None,
+    prefix: PrefixOption = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="The worker's model bundle, to read the adapter too.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what is known of a user: shots, versions, support set, seen items, adapter.
+
+    Reads the user's partition of the state topic; workers may run meanwhile.
+    """
+    settings = load_settings(
+        config,
+        set_,
+        kafka__bootstrap_servers=bootstrap_servers,
+        kafka__prefix=prefix,
+        model__bundle=bundle,
+    )
+    from stream import inspection
+
+    stored = inspection.stored_record(settings, user)
+    if stored.value is None:
+        topic = f"{settings.kafka.topic('state')}[{stored.partition}]"
+        typer.echo(
+            f"innerloop: nothing is known of user {user}: no record in {topic}. "
+            "Check the id and --prefix.",
+            err=True,
+        )
+        raise typer.Exit(1)
+    found = _described(settings, stored.value)
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps({"user": user, "partition": stored.partition, **found}).decode())
+        return
+    for line in inspection.lines(user, stored.partition, found):
+        typer.echo(line)
+
+
+def _described(settings: Settings, value: bytes) -> dict[str, Any]:
+    """The record in words, with item titles, and the model's version where it is this bundle's."""
+    from stream import inspection
+    from stream.user_state import Layout, hash_id, support_events
+
+    model, version = _model(settings)
+    layout = Layout.of(model)
+    hashes = {int(item) for item in support_events(layout.decode([value])).items.ravel() if item}
+    names = inspection.item_names(settings, hashes) if hashes else {}
+    actions = model.actions or tuple(settings.messages.actions)
+    found = inspection.describe(layout, value, actions, names)
+    mine = version is not None and found["model_hash"] == f"{hash_id(version):016x}"
+    return {**found, "model_version": version if mine else None}
+
+
+def _model(settings: Settings) -> tuple[ModelConfig, str | None]:
+    """Configuration and version of the bundle that the settings name, or the defaults."""
+    from adapters.types import ModelConfig
+
+    if settings.model.bundle is None:
+        return ModelConfig(), None
+    from stream import bundles
+
+    loaded = bundles.load(settings.model.bundle)
+    return loaded.meta.config, loaded.manifest.version

@@ -1,0 +1,386 @@
+"""Settings: flags over `INNERLOOP_…` variables over a YAML file over the defaults below.
+
+A nested setting is named with a dot on the command line (`--set batch.max_events=500`) and with
+two underscores in the environment (`INNERLOOP_BATCH__MAX_EVENTS=500`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from stream.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Topics(Section):
+    """Names of the topics, without the prefix."""
+
+    events: str = Field("events", description="what users do, and forget requests")
+    items: str = Field("items", description="text, attributes and vectors of items")
+    recommendations: str = Field("recommendations", description="the lists")
+    state: str = Field("state", description="changelog of user records")
+    signals: str = Field("signals", description="item counters and neighbours")
+    models: str = Field("models", description="manifests of model bundles")
+    dead_letters: str = Field("dead-letters", description="what could not be used")
+
+
+class Kafka(Section):
+    """The cluster, the group and the topics."""
+
+    bootstrap_servers: str = Field(
+        "localhost:9092", description="brokers to start from, host:port[,host:port]"
+    )
+    prefix: str = Field("", description="put in front of every topic name and of the group")
+    topics: Topics = Topics()
+    group: str = Field("innerloop", description="consumer group of all workers")
+    partitions: int = Field(32, ge=1, le=10_000, description="fixed when topics are created")
+    replication: int = Field(1, ge=1, le=9, description="copies of every topic; 3 in production")
+    min_insync_replicas: int = Field(1, ge=1, le=9, description="of every topic; 2 in production")
+    partitioner: Literal["murmur2_random", "consistent_random"] = Field(
+        "murmur2_random", description="of all producers of `events`; the first is the JVM's"
+    )
+    session_timeout_ms: int = Field(
+        10_000, ge=1_000, description="after so long without a sign of life a worker is replaced"
+    )
+    transaction_timeout_ms: int = Field(
+        15_000, ge=1_000, description="longer than the longest batch; the broker aborts after it"
+    )
+    properties: dict[str, str] = Field(
+        {}, description="handed to librdkafka as they are: TLS, SASL"
+    )
+
+    def topic(self, role: str) -> str:
+        """The full name of the topic with this role, such as `events` or `dead_letters`."""
+        return self.prefix + str(getattr(self.topics, role))
+
+    @property
+    def group_id(self) -> str:
+        """The consumer group of all workers."""
+        return self.prefix + self.group
+
+
+class Action(Section):
+    """What an action of a user says about the item."""
+
+    weight: float = Field(
+        1.0, ge=-10, le=10, description="evidence of one event; negative = dislike"
+    )
+    graded: bool = Field(
+        False, description="multiply the weight with the event's value, see `neutral`"
+    )
+    neutral: float = Field(0.0, description="the value that says nothing (3 of 5 stars)")
+    scale: float = Field(1.0, gt=0, description="distance from neutral that counts as one")
+
+
+def default_actions() -> dict[str, Action]:
+    """Weights that hold up in the absence of better knowledge; all are configuration."""
+    return {
+        "click": Action(),
+        "view": Action(weight=0.5),
+        "like": Action(weight=2.0),
+        "share": Action(weight=2.0),
+        "comment": Action(weight=1.5),
+        "add_to_cart": Action(weight=2.0),
+        "purchase": Action(weight=3.0),
+        "rating": Action(weight=1.0, graded=True, neutral=2.5, scale=2.5),
+        "dwell": Action(weight=1.0, graded=True, neutral=0.0, scale=30.0),
+        "watch": Action(weight=1.0, graded=True, neutral=0.0, scale=1.0),
+        "skip": Action(weight=-0.5),
+        "dislike": Action(weight=-2.0),
+    }
+
+
+class Messages(Section):
+    """What is accepted from `events` and `items`."""
+
+    max_bytes: int = Field(65_536, ge=256, description="largest event or item, in bytes")
+    max_id_bytes: int = Field(256, ge=8, description="largest user, item or event id, UTF-8 bytes")
+    max_ranking_items: int = Field(200, ge=1, description="items in one `ranking` event")
+    future_ms: int = Field(
+        600_000, ge=0, description="how far event time may be ahead of the record"
+    )
+    past_ms: int | None = Field(None, description="how far it may lie behind; off by default")
+    actions: dict[str, Action] = Field(
+        default_factory=default_actions, description="what each action is worth; replaces all"
+    )
+
+
+class Batch(Section):
+    """How many events share a transaction."""
+
+    max_events: int = Field(1_000, ge=1, le=100_000, description="records in one transaction")
+    linger_ms: int = Field(20, ge=0, description="how long a batch waits for more events")
+    max_events_per_user: int = Field(
+        64, ge=1, description="of one user computed at once; more take further rounds"
+    )
+
+
+class State(Section):
+    """What is kept of a user, and where."""
+
+    dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_state_dir("innerloop")),
+        description="folder of the stores, one worker's own",
+    )
+    ttl_days: float | None = Field(
+        None, gt=0, description="forget users who have not acted for so long"
+    )
+    feedback_window_s: float = Field(
+        1_800.0, gt=0, description="shown and not acted on within this time"
+    )
+    forget_within_hours: float = Field(
+        24.0, gt=0, description="compaction deadline of erased records"
+    )
+    cache_mb: int = Field(64, ge=8, description="block cache of all stores together")
+    write_buffer_mb: int = Field(64, ge=8, description="write buffers of all stores together")
+
+
+class Ranking(Section):
+    """The published lists."""
+
+    top_k: int = Field(20, ge=1, le=1_000, description="items in a list")
+    exclude_seen: bool = Field(True, description="off for repeat consumption such as groceries")
+    diversity: float = Field(0.1, ge=0, le=1, description="0 = pure relevance")
+    expires_hours: float = Field(24.0, gt=0, description="after so long a list is not to be used")
+    control_share: float = Field(0.0, ge=0, le=0.5, description="users without adaptation, by hash")
+
+
+class Model(Section):
+    """Where the model comes from and where it runs."""
+
+    bundle: str | None = Field(None, description="any fsspec address of a bundle folder")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA where it works")
+    threads: int = Field(
+        0, ge=0, description="on the CPU; 0 = one in a worker, all cores in training"
+    )
+
+
+class Http(Section):
+    """The endpoint for metrics and health."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
+    port: int = Field(9108, ge=0, le=65_535, description="0 = any free one")
+
+
+class Log(Section):
+    """Log lines."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least that is written"
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto = console on a terminal, JSON elsewhere"
+    )
+
+
+class Settings(BaseSettings):
+    """All settings of a process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INNERLOOP_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    worker_id: str | None = Field(
+        None, description="static member id; persisted in state.dir if unset"
+    )
+    kafka: Kafka = Kafka()
+    messages: Messages = Messages()
+    batch: Batch = Batch()
+    state: State = State()
+    ranking: Ranking = Ranking()
+    model: Model = Model()
+    http: Http = Http()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _check_timeouts(self) -> Settings:
+        if self.kafka.min_insync_replicas > self.kafka.replication:
+            raise ValueError("kafka.min_insync_replicas is larger than kafka.replication")
+        return self
+
+    @field_validator("worker_id")
+    @classmethod
+    def _check_worker_id(cls, value: str | None) -> str | None:
+        if value is not None and not value.replace("-", "").replace("_", "").isalnum():
+            raise ValueError("only letters, digits, '-' and '_'")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then variables; the YAML file is added by `load`."""
+        return init_settings, env_settings
+
+
+def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Settings of this process.
+
+    `path` is a YAML file or None for the file named by `INNERLOOP_CONFIG`; `overrides` maps dotted
+    names to values and comes from flags. Raises `ConfigError` that names the setting.
+    """
+    path = path or (
+        Path(os.environ["INNERLOOP_CONFIG"]) if "INNERLOOP_CONFIG" in os.environ else None
+    )
+    values = _read(path) if path is not None else {}
+    _check_variables()
+    try:
+        return _settings_class(values)(**_nest(overrides or {}))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    except SettingsError as error:
+        raise ConfigError(str(error), remedy="Write the variable's value as JSON.") from None
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["batch.max_events=5"]` as a dict of dotted names; values are read as YAML scalars."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {pair}", remedy="Write it as --set section.name=value.")
+        try:
+            result[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--set {pair}: the value is not YAML", remedy="Put it in quotes."
+            ) from None
+    return result
+
+
+def to_yaml(settings: Settings) -> str:
+    """The settings as a YAML file that `load` reads back; secrets are masked."""
+    values = settings.model_dump(mode="json")
+    secret = ("password", "secret", "key.pem", "oauthbearer")
+    for name in values["kafka"]["properties"]:
+        if any(word in name for word in secret):
+            values["kafka"]["properties"][name] = "***"
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, unchecked; an empty file has none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", remedy="Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}{line} is not YAML", remedy="Correct the file.") from None
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds no settings",
+            remedy="`innerloop worker --print-config` shows what such a file looks like.",
+        )
+    return {str(name): value for name, value in (values or {}).items()}
+
+
+def _check_variables() -> None:
+    """Refuse a variable whose section does not exist, which would do nothing, unnoticed."""
+    prefix, known = "INNERLOOP_", set(Settings.model_fields)
+    for variable in os.environ:
+        section, nested, _ = variable.removeprefix(prefix).lower().partition("__")
+        if variable.startswith(prefix) and nested and section not in known:
+            raise ConfigError(f"{variable}: there is no section {section}{_like(section, known)}")
+
+
+def _settings_class(file: dict[str, Any]) -> type[Settings]:
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            broker, values = _BrokerVariable(settings_cls), InitSettingsSource(settings_cls, file)
+            return init_settings, env_settings, broker, values
+
+    return FromFile
+
+
+class _BrokerVariable(PydanticBaseSettingsSource):
+    """`KAFKA_BOOTSTRAP_SERVERS`, which other Kafka programs read too."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+        return {"kafka": {"bootstrap_servers": servers}} if servers else {}
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, leaf = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{name}: {section} is set to a value as well", remedy=_ONCE)
+        if isinstance(place.get(leaf), dict):
+            raise ConfigError(f"{name}: settings below it are set as well", remedy=_ONCE)
+        place[leaf] = value
+    return nested
+
+
+_ONCE = "Set either the section or what is in it."
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'settings'}: {_complaint(e)}" for e in error.errors()
+    )
+
+
+def _complaint(error: Any) -> str:
+    """What is wrong with a setting, in our words where pydantic's are about its classes."""
+    if error["type"] == "extra_forbidden":
+        return "there is no such setting" + _like(str(error["loc"][-1]), _names(error["loc"][:-1]))
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "this is a section, it takes no value of its own"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _names(sections: tuple[Any, ...]) -> set[str]:
+    """The settings of a section."""
+    model: Any = Settings
+    for section in sections:
+        model = model.model_fields[section].annotation if section in model.model_fields else None
+        if not hasattr(model, "model_fields"):
+            return set()
+    return set(model.model_fields)
+
+
+def _like(name: str, known: set[str]) -> str:
+    """A hint at the name that may have been meant."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; perhaps {close[0]} is meant" if close else ""

@@ -1,0 +1,294 @@
+"""What a batch does to the users it touches: forget, show, step, fold; all users at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from adapters import adapter
+from adapters.signals import previous_items
+from adapters.types import Block, State
+from stream import user_state
+from stream.config import Settings
+from stream.message_types import Forget, Interaction
+from stream.message_types import Ranking as Shown
+from stream.messages import DecodedBatch, evidence_of
+from stream.ports import PartitionStore
+from stream.rounds import Round, rounds
+from stream.serving import Serving
+from stream.user_layout import copied, has_adapter, picked, put
+from stream.user_state import Events, Layout, Records
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+MILLISECONDS = 1_000.0
+
+
+@dataclass
+class Users:
+    """The users of a batch; `records` changes as the batch is worked through."""
+
+    partitions: Ints  # [n]
+    names: list[str]  # [n]
+    records: Records  # [n]
+    cause: Ints  # [n] place in the batch of the newest event that was learned from, -1 = none
+    newest: Ints  # [n] place in the batch of the newest event of any kind that changed the record
+    forgotten: Bools  # [n] erased in this batch
+    touched: dict[int, list[Ints]] = field(default_factory=lambda: defaultdict(list))
+    steps: int = 0
+    refused: int = 0
+    duplicates: int = 0
+
+
+@dataclass(frozen=True)
+class _Interactions:
+    """The interactions of a batch in columns [m], in the order in which they came."""
+
+    owner: Ints  # place of the user in `Users`
+    place: Ints  # place of the record in the batch
+    items: NDArray[np.uint64]
+    actions: Ints  # place in ModelConfig.actions
+    values: NDArray[np.float32]
+    times: Ints  # ms
+    ids: NDArray[np.uint64]
+
+
+class Learner:
+    """Takes the events of a batch to the records of its users."""
+
+    def __init__(self, settings: Settings, serving: Serving) -> None:
+        self._settings = settings
+        self._serving = serving
+        self._layout = Layout.of(serving.meta.config)
+        self._model = xxhash.xxh3_64_intdigest(serving.version.encode())
+        known = {name: i for i, name in enumerate(serving.meta.config.actions)}
+        names = list(settings.messages.actions)
+        self._action_place = {name: i for i, name in enumerate(names)}
+        self._model_action = np.array([known.get(name, len(known)) for name in names], np.int64)
+
+    # -- load ---------------------------------------------------------------------------------
+
+    def load(self, batch: DecodedBatch, stores: dict[int, PartitionStore]) -> tuple[Users, Ints]:
+        """The users of a batch, and the user of each accepted event [a]."""
+        index: dict[tuple[int, str], int] = {}
+        records = batch.records
+        owner = np.fromiter(
+            (
+                index.setdefault((records[place].partition, event.user), len(index))
+                for event, place in zip(batch.accepted, batch.places, strict=True)
+            ),
+            np.int64,
+            len(batch.accepted),
+        )
+        n = len(index)
+        users = Users(
+            partitions=np.fromiter((p for p, _ in index), np.int64, n),
+            names=[user for _, user in index],
+            records=copied(self._layout.decode(_stored(index, stores))),
+            cause=np.full(n, -1),
+            newest=np.full(n, -1),
+            forgotten=np.zeros(n, np.bool_),
+        )
+        return users, owner
+
+    # -- learn --------------------------------------------------------------------------------
+
+    def learn(self, batch: DecodedBatch, users: Users, owner: Ints) -> None:
+        """Work through the events of the batch; `users` holds what became of them."""
+        alive = self._forget(batch, users, owner)
+        self._show(batch, users, owner, alive)
+        events = self._columns(batch, owner, alive)
+        for part in rounds(events.owner, self._settings.batch.max_events_per_user):
+            self._round(users, events, part)
+        self._stamp(batch, users)
+
+    def _forget(self, batch: DecodedBatch, users: Users, owner: Ints) -> Bools:
+        """Erase users; events [a] that came before their erasure are not alive."""
+        alive = np.ones(len(owner), np.bool_)
+        for i, event in enumerate(batch.accepted):
+            if isinstance(event, Forget):
+                user = owner[i]
+                users.forgotten[user] = True
+                users.records[user] = self._layout.decode([None])[0]
+                users.newest[user] = batch.places[i]
+                alive[: i + 1] &= owner[: i + 1] != user
+        return alive
+
+    def _show(self, batch: DecodedBatch, users: Users, owner: Ints, alive: Bools) -> None:
+        """Keep what users were shown until their next event tells what they made of it."""
+        shown: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for i, event in enumerate(batch.accepted):
+            if isinstance(event, Shown) and alive[i]:
+                pairs = [(user_state.hash_id(item), event.timestamp) for item in event.items]
+                shown[int(owner[i])][:0] = pairs
+                users.newest[owner[i]] = max(users.newest[owner[i]], batch.places[i])
+        if not shown:
+            return
+        rows = np.fromiter(shown, np.int64, len(shown))
+        width = min(max(map(len, shown.values())), user_state.IMPRESSIONS)
+        items = np.zeros((len(rows), width), np.uint64)
+        times = np.zeros((len(rows), width), np.int64)
+        for place, pairs in enumerate(shown.values()):
+            count = min(len(pairs), width)
+            items[place, :count] = [item for item, _ in pairs[:count]]
+            times[place, :count] = [at for _, at in pairs[:count]]
+        before = picked(users.records, rows)
+        put(users.records, rows, user_state.fold_impressions(before, items, times, items != 0))
+
+    def _columns(self, batch: DecodedBatch, owner: Ints, alive: Bools) -> _Interactions:
+        chosen = [
+            (i, event)
+            for i, event in enumerate(batch.accepted)
+            if type(event) is Interaction and alive[i]
+        ]
+        m = len(chosen)
+        index = np.fromiter((i for i, _ in chosen), np.int64, m)
+        actions = np.fromiter((self._action_place[e.type] for _, e in chosen), np.int64, m)
+        raw = np.fromiter((np.nan if e.value is None else e.value for _, e in chosen), float, m)
+        return _Interactions(
+            owner=owner[index],
+            place=np.asarray(batch.places, np.int64)[index],
+            items=np.fromiter((user_state.hash_id(e.item) for _, e in chosen), np.uint64, m),
+            actions=self._model_action[actions],
+            values=evidence_of(actions, raw, self._settings.messages),
+            times=np.fromiter((e.timestamp for _, e in chosen), np.int64, m),
+            ids=np.fromiter((user_state.hash_id(e.id) for _, e in chosen), np.uint64, m),
+        )
+
+    # -- one round ----------------------------------------------------------------------------
+
+    def _round(self, users: Users, events: _Interactions, part: Round) -> None:
+        """The next events of some users: step, count for everybody, fold."""
+        before = picked(users.records, part.users)
+        block = _arranged(events, part, before)
+        rows = np.where(block.mask, self._serving.table.rows_of(block.items), -1)
+        self._observe(users, part, block, rows, before)
+        state = self._step(users, before, block, rows)
+        after = user_state.fold_events(before, block)
+        now = np.where(block.mask, block.times, 0).max(1)
+        window = self._settings.state.feedback_window_s
+        after = user_state.resolve_impressions(after, now, window, block.items, block.mask)
+        learned = block.mask.any(1)
+        done = self._layout.set_adapter(after, state)
+        put(users.records, part.users[learned], picked(done, np.flatnonzero(learned)))
+        places = np.where(block.mask, events.place[part.events], -1).max(1)
+        users.cause[part.users] = np.maximum(users.cause[part.users], places)
+        users.duplicates += int((part.mask & ~block.mask).sum())
+
+    def _step(self, users: Users, before: Records, block: Events, rows: Ints) -> State:
+        meta = self._serving.meta
+        state = self._state(before)
+        tensors = Block(
+            items=torch.from_numpy(rows),
+            actions=torch.from_numpy(block.actions.astype(np.int64)),
+            values=torch.from_numpy(block.values),
+            times=torch.from_numpy(block.times / MILLISECONDS),
+            mask=torch.from_numpy(block.mask),
+        ).to(self._serving.device)
+        vectors = self._serving.table.catalogue().vectors
+        new = adapter.advance(meta, state, tensors, vectors)
+        new, refused = adapter.guard(state, new)
+        users.refused += int(refused.sum())
+        users.steps += int((block.mask & (rows >= 0)).sum())
+        return new
+
+    def _state(self, records: Records) -> State:
+        """The adapters of these users: stored, new, or rebuilt from the support set."""
+        meta, device = self._serving.meta, self._serving.device
+        stored = self._layout.adapter_state(records, device)
+        has = torch.from_numpy(has_adapter(records)).to(device)
+        outdated = user_state.needs_rebuild(records, self._model)
+        state = adapter.init(meta, len(records))
+        usable = has & ~torch.from_numpy(outdated).to(device)
+        if bool(usable.any()):
+            state = {
+                k: torch.where(usable.view(-1, *[1] * (v.dim() - 1)), stored[k].to(v.dtype), v)
+                for k, v in state.items()
+            }
+        return self._rebuilt(state, records, np.flatnonzero(outdated))
+
+    def _rebuilt(self, state: State, records: Records, users: Ints) -> State:
+        """Step the new model's start through the support sets of `users`; the count goes on."""
+        if not len(users):
+            return state
+        past = user_state.support_events(picked(records, users))
+        rows = np.where(past.mask, self._serving.table.rows_of(past.items), -1)
+        block = Block(
+            items=torch.from_numpy(rows),
+            actions=torch.from_numpy(past.actions.astype(np.int64)),
+            values=torch.from_numpy(past.values),
+            times=torch.from_numpy(past.times / MILLISECONDS),
+            mask=torch.from_numpy(past.mask),
+        ).to(self._serving.device)
+        chosen = torch.from_numpy(users).to(self._serving.device)
+        start = {k: v[chosen] for k, v in state.items()}
+        vectors = self._serving.table.catalogue().vectors
+        new = adapter.advance(self._serving.meta, start, block, vectors)
+        count = torch.from_numpy(records["shots"][users].astype(np.int64))
+        new["count"] = count.to(self._serving.device, new["count"].dtype)
+        return {k: v.index_copy(0, chosen, new[k].to(v.dtype)) for k, v in state.items()}
+
+    def _observe(
+        self, users: Users, part: Round, block: Events, rows: Ints, before: Records
+    ) -> None:
+        """Count the events for everybody, partition by partition."""
+        support = before["support"]
+        width = int((support["item"] != 0).sum(1).max(initial=0))
+        past = self._serving.table.rows_of(support["item"][:, :width])
+        values = np.where(block.mask, block.values, 0)
+        previous = previous_items(past, support["value"][:, :width], rows, values, block.mask)
+        times = block.times / MILLISECONDS
+        partitions = users.partitions[part.users]
+        for partition in np.unique(partitions).tolist():
+            mine = block.mask & (partitions == partition)[:, None]
+            delta = self._serving.observe(
+                partition, rows[mine], block.values[mine], times[mine], previous[mine]
+            )
+            users.touched[partition].append(delta.rows)
+
+    # -- versions -----------------------------------------------------------------------------
+
+    def _stamp(self, batch: DecodedBatch, users: Users) -> None:
+        """Give changed records their next version; the model's only where an adapter is its own."""
+        np.maximum(users.newest, users.cause, out=users.newest)
+        changed = np.flatnonzero(users.newest >= 0)
+        if not len(changed):
+            return
+        offsets = np.array([batch.records[i].offset for i in users.newest[changed]], np.int64)
+        model = users.records["model"][changed]
+        stamped = user_state.stamp(picked(users.records, changed), offsets, self._model)
+        stamped["model"] = np.where(users.cause[changed] >= 0, stamped["model"], model)
+        put(users.records, changed, stamped)
+
+
+def _stored(
+    index: dict[tuple[int, str], int], stores: dict[int, PartitionStore]
+) -> Sequence[bytes | None]:
+    members: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+    for (partition, user), place in index.items():
+        members[partition].append((place, user_state.user_key(user.encode())))
+    stored: list[bytes | None] = [None] * len(index)
+    for partition, keys in members.items():
+        values = stores[partition].get_many([key for _, key in keys])
+        for (place, _), value in zip(keys, values, strict=True):
+            stored[place] = value
+    return stored
+
+
+def _arranged(events: _Interactions, part: Round, before: Records) -> Events:
+    """The events of a round [n, t], duplicates masked."""
+    picked: dict[str, Any] = {
+        name: getattr(events, name)[part.events]
+        for name in ("items", "actions", "values", "times", "ids")
+    }
+    again = user_state.duplicate_mask(before, picked["ids"], part.mask)
+    picked["actions"] = picked["actions"].astype(np.uint8)
+    return Events(**picked, mask=part.mask & ~again)

@@ -1,0 +1,156 @@
+"""A bundle against a log: predict, then learn, over events the model has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from adapters import evaluate
+from adapters.episodes import Log
+from adapters.evaluate import Options
+from adapters.experts import Prior, prior_from_log
+from adapters.positions import Sequences, relevant
+from adapters.report import Report, summarise
+from adapters.types import Catalogue, Meta
+from export.bundle import Bundle
+from stream import bundles, config, datasets
+from stream.catalogue import CatalogueTable, dense_field
+from stream.errors import DataError
+from stream.files import OnBad
+from stream.item_encoder import ItemEncoder
+from stream.progress import Advance, Reporter
+from stream.vector_file import FileVectors
+
+POSITIONS = 1_500
+"""Lists that are judged at most: measuring is not to take longer than training."""
+
+VARIANTS = (
+    "adapted",
+    "steps off",
+    "popularity",
+    "recency popularity",
+    "item-kNN",
+    "item-kNN + recency",
+)
+"""The rows of the tables of `train` and `evaluate`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """What to measure a bundle on."""
+
+    events: Sequence[str]
+    items: Sequence[str]
+    settings: config.Settings
+    start: float | None = None  # unix seconds; None = after what the model was trained on
+    on_bad: OnBad | None = None
+
+
+def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
+    """The report of `bundle` on the events from `start` on; earlier ones are known history.
+
+    Raises `DataError` for files that cannot be read and logs without anything to measure.
+    """
+    messages = datasets.messages_for([*request.events, *request.items], request.settings.messages)
+    known = {n: config.Action.model_validate(r) for n, r in bundle.manifest.actions.items()}
+    messages = messages.model_copy(update={"actions": known})
+    with reporter.phase("read events and items"):
+        items = datasets.read_items(request.items, messages, request.on_bad)
+        columns = datasets.read_events(request.events, messages, request.on_bad)
+    model = request.settings.model
+    encoder = bundles.encoder(bundle, device=model.device, threads=model.threads)
+    cache = FileVectors(bundle.encoder.sha, bundle.encoder.dim)
+    with reporter.phase("encode items"):
+        reader = ItemEncoder(encoder, cache, dense_field(bundle.items))
+        table = CatalogueTable(bundle.meta, bundle.items, reader)
+        table.upsert(items)
+        cache.save()
+    log = datasets.to_log(columns, table.ids)
+    start = _start(bundle, log, request.start)
+    prior, catalogue = _prior_at(bundle, log, start, table.catalogue())
+    with reporter.phase("predict, then learn") as advance:
+        return report(bundle.meta, log, start, catalogue, prior, None, advance)
+
+
+def report(
+    meta: Meta,
+    log: Log,
+    start: float,
+    catalogue: Catalogue,
+    prior: Prior | None,
+    users: np.ndarray | None,
+    advance: Advance,
+) -> Report:
+    """The report on positions at `start` or later, of `users` alone unless None.
+
+    Raises `DataError` when there is no such position.
+    """
+    options = Options(variants=VARIANTS, users=users, most=POSITIONS)
+    _check_any(log, start, users, options)
+    with torch.inference_mode():
+        found = evaluate.positions(
+            meta, log, start, catalogue, prior, options, lambda share: advance(share, "")
+        )
+    figures = {variant: found.figures(variant) for variant in VARIANTS}
+    return summarise(found.users, found.shots, figures)
+
+
+def verdict(found: Report) -> str:
+    """One line: nDCG@10 of the model against popularity, with the interval of the difference."""
+    own = found.row("adapted")
+    lines = [f"nDCG@10 {own.ndcg.mean:.4f} on {own.positions:,} lists of {own.users:,} users"]
+    for name in ("popularity", "recency popularity", "steps off"):
+        ahead = found.row(name).ahead
+        sure = "ahead of" if ahead.low > 0 else "behind" if ahead.high < 0 else "level with"
+        lines.append(f"{sure} {name} by {ahead.mean:+.4f} ({ahead.low:+.4f} to {ahead.high:+.4f})")
+    return "; ".join(lines)
+
+
+def beats_popularity(found: Report) -> bool:
+    """Whether the interval of the difference to popularity lies above zero."""
+    return found.row("popularity").ahead.low > 0
+
+
+def _check_any(log: Log, start: float, users: np.ndarray | None, options: Options) -> None:
+    events = np.flatnonzero(log.times >= start)
+    if users is not None:
+        events = events[np.isin(log.users[events], users)]
+    wanted = relevant(Sequences.of(log), events, options.moment, options.horizon, options.mask_seen)
+    if not (wanted >= 0).any():
+        raise DataError(
+            "no user has a later positive event: there is nothing to measure",
+            remedy="Bring a longer log, or begin earlier with --from.",
+        )
+
+
+def _start(bundle: Bundle, log: Log, asked: float | None) -> float:
+    """`asked`, or what comes after training; the training's own test part if that is all."""
+    if asked is not None:
+        return asked
+    if log.times[-1] > bundle.manifest.window.last:
+        return float(np.nextafter(bundle.manifest.window.last, np.inf))
+    cuts = bundle.manifest.metrics.get("cuts", {})
+    if not isinstance(cuts.get("test"), float | int):
+        raise DataError(
+            "the model was trained on all of these events",
+            remedy="Bring later events, or say --from.",
+        )
+    return float(cuts["test"])
+
+
+def _prior_at(
+    bundle: Bundle, log: Log, start: float, catalogue: Catalogue
+) -> tuple[Prior, Catalogue]:
+    """The bundle's prior where it ends by `start`, else one from the log before `start`."""
+    if bundle.items.prior.time <= start:
+        return bundle.items.prior, catalogue
+    columns = (log.users, log.items, log.values, log.times)
+    prior = prior_from_log(bundle.meta.config, len(catalogue.alive), *columns, start)
+    return prior, replace(
+        catalogue,
+        prior_items=torch.from_numpy(prior.neighbour_items),
+        prior_weights=torch.from_numpy(prior.neighbour_weights),
+    )

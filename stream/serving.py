@@ -1,0 +1,99 @@
+"""What ranking reads: the model, the catalogue, and what all users did until the last bucket.
+
+Event time drives it. `advance` closes buckets as the newest event time moves on; within a bucket
+nothing that users share changes, and so lists hardly depend on how events came in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters import ranking, signals
+from adapters.experts import Prior, Snapshotter
+from adapters.features import Prepared
+from adapters.signals import NeighbourDelta, SignalDelta, Signals
+from adapters.types import Meta
+from stream.catalogue import CatalogueTable
+
+Rows = NDArray[np.int64]
+
+
+class Serving:
+    """A model being served, with the signals of every partition."""
+
+    def __init__(self, meta: Meta, version: str, table: CatalogueTable, prior: Prior) -> None:
+        self.meta = meta
+        self.version = version
+        self.device = meta["step_scale"].device
+        self.table = table
+        self.now = prior.time  # newest event time that any user of this worker brought, seconds
+        self.signals: dict[int, Signals] = {}
+        self._prior = prior
+        self._snapshotter = Snapshotter(meta.config)
+        self._prepared: Prepared | None = None
+        self._prepared_for: tuple[float, int] = (-1.0, -1)
+
+    # -- signals ------------------------------------------------------------------------------
+
+    def signals_of(self, partition: int) -> Signals:
+        """The accumulators of a partition, with room for every item of the catalogue."""
+        if partition not in self.signals:
+            self.signals[partition] = Signals(self.meta.config, self.table.size)
+        own = self.signals[partition]
+        own.resize(self.table.size)
+        return own
+
+    def forget_signals(self, partition: int) -> None:
+        """Begin anew with a partition's signals, before they are read from its store."""
+        self.signals.pop(partition, None)
+
+    def observe(
+        self,
+        partition: int,
+        rows: Rows,
+        values: NDArray[np.float32],
+        times: NDArray[np.float64],
+        previous: Rows,
+    ) -> SignalDelta:
+        """Count events [m] of one partition; what changed is returned and already applied.
+
+        Events from before the end of training are in the prior already.
+        """
+        own = self.signals_of(partition)
+        new = times >= self._prior.time
+        delta = signals.observe(own, rows[new], values[new], times[new], previous[new])
+        own.apply(delta)
+        return delta
+
+    def advance(self, now: float, owned: Sequence[int]) -> dict[int, NeighbourDelta]:
+        """Move event time on; when a bucket closes, the new neighbours of owned partitions."""
+        opened = self._open
+        self.now = max(self.now, now)
+        if self._open == opened:
+            return {}
+        folded = {p: signals.fold_neighbours(self.signals_of(p), self._open) for p in owned}
+        for partition, delta in folded.items():
+            self.signals[partition].apply_neighbours(delta)
+        return {p: delta for p, delta in folded.items() if len(delta.rows)}
+
+    @property
+    def _open(self) -> float:
+        """Start of the bucket that `now` lies in."""
+        return float(signals.bucket_start(np.array([self.now]), self.meta.config.bucket)[0])
+
+    # -- ranking ------------------------------------------------------------------------------
+
+    def prepared(self) -> Prepared:
+        """The item side as of the last closed bucket; made anew when the bucket or an item did."""
+        key = (self._open, self.table.version)
+        if self._prepared is None or key != self._prepared_for:
+            parts = [self.signals_of(p) for p in sorted(self.signals)] or [self.signals_of(0)]
+            shared = self._snapshotter.snapshot(parts, self._prior, self._open)
+            self._prepared = ranking.prepare(
+                self.meta.config, self.table.catalogue(), shared, self._prepared
+            )
+            self._prepared_for = key
+        return self._prepared

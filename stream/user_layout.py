@@ -1,0 +1,236 @@
+"""The versioned binary record of a user: one packed structure, read for a whole batch at once.
+
+A record is at most 6,000 bytes with the default model. Fields that stay empty for users with few
+events come last, and trailing zeros are not stored. Numbers are little-endian.
+
+| part | what it holds |
+|---|---|
+| header | magic, format version, number of experts, fingerprint of the dimensions, counts, times |
+| delta | the user's own expert weights, float32 |
+| adapter | the fields that `adapters.adapter.fields` names, in their storage types |
+| impressions | the last 32 items shown: low half of the hash, seconds, status; newest first |
+| support | the last S events: item, event id, time, evidence, action; newest first |
+| seen | low halves of the hashes of older items; a ring |
+
+Items and events are 64-bit hashes of their ids; 0 means empty. A record of other dimensions keeps
+everything but the adapter, which is to be rebuilt from the support set.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from adapters import adapter, experts
+from adapters.types import Field, ModelConfig, State
+from stream.errors import StateError
+
+Records = NDArray[np.void]
+"""Records of n users, [n], with the fields of `Layout.dtype`. Never changed in place."""
+
+MAGIC = 0x49
+VERSION = 1
+MAX_BYTES = 6_000
+IMPRESSIONS = 32
+HAS_ADAPTER = 1
+"""Flag: the record holds an adapter. Without it the adapter is the model's start."""
+
+_MAX_SEEN = 448
+_MIN_SEEN = 128
+
+HEADER = np.dtype(
+    [
+        ("magic", "u1"),
+        ("version", "u1"),
+        ("experts", "<u2"),
+        ("fingerprint", "<u4"),
+        ("adapter_bytes", "<u4"),
+        ("support_places", "<u2"),
+        ("flags", "<u2"),
+        ("remembered", "<u8"),  # items ever put in the ring of seen items
+        ("state_version", "<u8"),
+        ("shots", "<u8"),  # true number of events, ever
+        ("first_time", "<i8"),  # ms of event time
+        ("last_time", "<i8"),  # ms of event time, the highest so far
+        ("model", "<u8"),  # hash of the model version that wrote the adapter
+    ]
+)
+IMPRESSION = np.dtype([("item", "<u4"), ("time", "<u4"), ("status", "u1")])
+EVENT = np.dtype(
+    [("item", "<u8"), ("event", "<u8"), ("time", "<i8"), ("value", "<f4"), ("action", "u1")]
+)
+
+_HEAD = struct.Struct("<BBHIIH")  # the part of the header that a layout determines
+_MEMORY_TYPES = {torch.float16: torch.float32, torch.int32: torch.int64}
+
+
+class Layout:
+    """Where the fields of a record are, for a model's dimensions."""
+
+    def __init__(
+        self, config: ModelConfig, adapter_fields: Mapping[str, Field], experts: int
+    ) -> None:
+        self._fields = dict(adapter_fields)
+        state = np.dtype(
+            [(name, _stored(f.dtype), f.shape) for name, f in sorted(self._fields.items())]
+        )
+        self.experts = experts
+        self.support = config.support
+        parts: list[Any] = [
+            *((name, HEADER[name]) for name in HEADER.names or ()),
+            ("delta", "<f4", (experts,)),
+            ("adapter", state),
+            ("impressions", IMPRESSION, (IMPRESSIONS,)),
+            ("support", EVENT, (config.support,)),
+        ]
+        used = np.dtype(parts).itemsize
+        self.seen = max(_MIN_SEEN, min(_MAX_SEEN, (MAX_BYTES - used) // 4))
+        rest = -(used + 4 * self.seen) % 8  # so that a record is a whole number of words
+        self.dtype = np.dtype([*parts, ("seen", "<u4", (self.seen,)), ("rest", "u1", (rest,))])
+        meaning = repr((config.kind, state.descr, experts, config.support))
+        fingerprint = xxhash.xxh32_intdigest(meaning.encode())
+        self._head = _HEAD.pack(
+            MAGIC, VERSION, experts, fingerprint, state.itemsize, config.support
+        )
+        self._fresh = self._head.ljust(self.dtype.itemsize, b"\0")
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Layout:
+        """The layout for a model of this configuration."""
+        return cls(config, adapter.fields(config), len(experts.names(config)))
+
+    # -- bytes --------------------------------------------------------------------------------
+
+    def decode(self, records: Sequence[bytes | None]) -> Records:
+        """Records of n users, [n]; None is a user nobody has seen. The array is read-only.
+
+        Raises `StateError` for bytes that are no record or one of a newer format.
+        """
+        size, head, fresh = self.dtype.itemsize, self._head, self._fresh
+        data = b"".join(
+            [
+                fresh
+                if r is None
+                else (r.ljust(size, b"\0") if r.startswith(head) else self._adopt(r))
+                for r in records
+            ]
+        )
+        return np.frombuffer(data, self.dtype)
+
+    def encode(self, records: Records) -> list[bytes]:
+        """The inverse of `decode`, without trailing zeros; equal arrays give equal bytes."""
+        n, size = len(records), self.dtype.itemsize
+        raw = records.tobytes()
+        words = np.frombuffer(raw, "<u8").reshape(n, size // 8) != 0
+        used = size - 8 * words[:, ::-1].argmax(1)
+        starts = range(0, n * size, size)
+        return [raw[a : a + b] for a, b in zip(starts, used.tolist(), strict=True)]
+
+    # -- tensors ------------------------------------------------------------------------------
+
+    def adapter_state(self, records: Records, device: torch.device | str = "cpu") -> State:
+        """The stored adapters as tensors: float32, int64, float64; zeros where there is none."""
+        stored = records["adapter"]
+        return {
+            name: torch.from_numpy(np.array(stored[name]))
+            .to(device)
+            .to(_MEMORY_TYPES.get(field.dtype, field.dtype))
+            for name, field in self._fields.items()
+        }
+
+    def set_adapter(self, records: Records, state: State) -> Records:
+        """The records with these adapters, rounded to their storage types."""
+        new = copied(records)
+        for name, field in self._fields.items():
+            new["adapter"][name] = state[name].detach().to(field.dtype).cpu().numpy()
+        new["flags"] |= HAS_ADAPTER
+        return new
+
+    # -- other dimensions ---------------------------------------------------------------------
+
+    def _adopt(self, record: bytes) -> bytes:
+        """A record of other dimensions in this layout, without its adapter."""
+        if len(record) < HEADER.itemsize or record[0] != MAGIC:
+            raise StateError("a record of the state topic is no user record")
+        if record[1] != VERSION:
+            raise StateError(
+                f"a user record has format {record[1]}, this version reads {VERSION}",
+                remedy="Run the version of Innerloop that wrote it.",
+            )
+        _, _, count, _, adapter_bytes, places = _HEAD.unpack_from(record)
+        new = np.frombuffer(self._fresh, self.dtype).copy()
+        header = np.frombuffer(record, HEADER, 1)
+        for name in ("remembered", "state_version", "shots", "first_time", "last_time", "model"):
+            new[name] = header[name]
+        _, delta, _, impressions, support, seen = _split(
+            record, HEADER.itemsize, 4 * count, adapter_bytes, places
+        )
+        if count == self.experts:
+            new["delta"] = _padded(delta, "<f4", count)
+        new["impressions"] = _padded(impressions, IMPRESSION, IMPRESSIONS)
+        new["support"] = _padded(support, EVENT, self.support)
+        new["seen"] = _padded(seen, "<u4", self.seen)
+        return new.tobytes()
+
+
+def copied(records: Records) -> Records:
+    """A copy, made as bytes: ten times as fast as field by field."""
+    return records.view(f"V{records.dtype.itemsize}").copy().view(records.dtype)
+
+
+def picked(records: Records, users: NDArray[np.int64]) -> Records:
+    """The records of some users [m], moved as bytes."""
+    return np.asarray(records.view(f"V{records.dtype.itemsize}")[users].view(records.dtype))
+
+
+def put(records: Records, users: NDArray[np.int64], new: Records) -> None:
+    """Overwrite the records of some users [m] in place, moved as bytes; the array must be owned."""
+    raw = f"V{records.dtype.itemsize}"
+    records.view(raw)[users] = new.view(raw)
+
+
+def has_adapter(records: Records) -> NDArray[np.bool_]:
+    """Users [n] whose record holds an adapter of this layout's dimensions."""
+    return np.asarray((records["flags"] & HAS_ADAPTER) != 0)
+
+
+def needs_rebuild(records: Records, model: int | None = None) -> NDArray[np.bool_]:
+    """Users [n] with events but without an adapter of this model: step through their support.
+
+    `model` is the hash of the model's version; None asks for the dimensions only.
+    """
+    missing = ~has_adapter(records)
+    other = np.zeros_like(missing) if model is None else records["model"] != np.uint64(model)
+    return np.asarray((records["shots"] > 0) & (missing | other))
+
+
+def _stored(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype.newbyteorder("<")
+
+
+def _split(record: bytes, header: int, delta: int, adapter_bytes: int, places: int) -> list[bytes]:
+    """The parts of a record by their sizes; the ring of seen items is the rest."""
+    sizes = (
+        header,
+        delta,
+        adapter_bytes,
+        IMPRESSIONS * IMPRESSION.itemsize,
+        places * EVENT.itemsize,
+    )
+    parts, at = [], 0
+    for size in sizes:
+        parts.append(record[at : at + size])
+        at += size
+    return [*parts, record[at:]]
+
+
+def _padded(data: bytes, dtype: Any, places: int) -> NDArray[Any]:
+    """`places` entries from bytes that may hold more, or fewer with trailing zeros cut off."""
+    size = np.dtype(dtype).itemsize * places
+    return np.frombuffer(data[:size].ljust(size, b"\0"), dtype)

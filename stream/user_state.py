@@ -1,0 +1,312 @@
+"""The fold: what events and impressions do to the records of the users of a batch.
+
+Pure functions over `Records` (see `user_layout`): records in, new records out, all users at once.
+Letters in shape comments: n users, t events of a user in this batch (oldest first, padded), S
+places in the support set, R impressions, L seen items.
+
+Events are folded in the order in which they arrive. A late event, older than the newest one in
+the support set, takes the newest place; its own time is kept, and `last_time` never goes back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from stream.user_layout import (
+    EVENT,
+    HAS_ADAPTER,
+    IMPRESSIONS,
+    MAX_BYTES,
+    Layout,
+    Records,
+    copied,
+    has_adapter,
+    needs_rebuild,
+    picked,
+    put,
+)
+
+__all__ = [
+    "EVENT",
+    "HAS_ADAPTER",
+    "IGNORED",
+    "IMPRESSIONS",
+    "MAX_BYTES",
+    "PENDING",
+    "USER",
+    "Events",
+    "Layout",
+    "Records",
+    "copied",
+    "duplicate_mask",
+    "fold_events",
+    "fold_impressions",
+    "has_adapter",
+    "hash_id",
+    "low_half",
+    "needs_rebuild",
+    "older_seen",
+    "picked",
+    "put",
+    "resolve_impressions",
+    "seen_hashes",
+    "shown_hashes",
+    "stamp",
+    "support_events",
+    "user_key",
+]
+
+Bools = NDArray[np.bool_]
+Hashes = NDArray[np.uint64]
+Halves = NDArray[np.uint32]
+Ints = NDArray[np.int64]
+
+USER = b"u"
+"""First byte of a user's key in a store; in the topic `state` the key is the bare id."""
+
+PENDING, IGNORED = 1, 2
+"""Status of an impression: waiting for the feedback window, or shown and not acted on."""
+
+_LAST_SECOND = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The next events of n users, oldest first; a masked place changes nothing."""
+
+    items: Hashes  # [n, t]
+    actions: NDArray[np.uint8]  # [n, t] place in the configured actions
+    values: NDArray[np.float32]  # [n, t] evidence, negative = dislike
+    times: Ints  # [n, t] ms of event time
+    ids: Hashes  # [n, t] hash of the event's id
+    mask: Bools  # [n, t]
+
+
+def hash_id(identifier: str | bytes) -> int:
+    """The 64-bit hash of an item's or event's id; never 0, which means empty."""
+    data = identifier.encode() if isinstance(identifier, str) else identifier
+    return xxhash.xxh3_64_intdigest(data) or 1
+
+
+def low_half(hashes: Hashes) -> Halves:
+    """The low 32 bits of hashes, as older items are stored; never 0 unless the hash is."""
+    low = hashes.astype(np.uint32)
+    return np.asarray(np.where((low == 0) & (hashes != 0), np.uint32(1), low))
+
+
+def user_key(user: bytes) -> bytes:
+    """The key of a user's record in a store."""
+    return USER + user
+
+
+# -- events ----------------------------------------------------------------------------------
+
+
+def duplicate_mask(records: Records, ids: Hashes, mask: Bools) -> Bools:
+    """Events [n, t] that the support set holds already, or that stand earlier in this block."""
+    user, place = np.nonzero(mask)
+    id_ = ids[user, place]
+    again = (records["support"]["event"][user] == id_[:, None]).any(1)
+    order = np.lexsort((id_, user))  # stable: the first of equal ones stays first
+    again[order[1:]] |= (np.diff(user[order]) == 0) & (id_[order[1:]] == id_[order[:-1]])
+    out = np.zeros_like(mask)
+    out[user, place] = again
+    return out
+
+
+def fold_events(records: Records, events: Events) -> Records:
+    """Put events in the support set, newest first, and count them as shots.
+
+    What falls out of the support set goes to the ring of seen items.
+    Duplicates must be masked (see `duplicate_mask`).
+    """
+    new = copied(records)
+    count = events.mask.sum(1)
+    line = np.concatenate([_entries(events), _raw(records["support"])], axis=1)  # newest first
+    source, evicted = _push(events.mask[:, ::-1], count, records["support"].shape[1])
+    _raw(new["support"])[:] = _taken(line, source)
+    _remember(new, line.view(EVENT), evicted)
+    _count(new, events, count)
+    return new
+
+
+def stamp(records: Records, offsets: Ints, model: int) -> Records:
+    """The records with their next version, for events up to `offsets` [n] of their partition.
+
+    The version is max(previous + 1, offset + 1): it never goes back. `model` is the hash of the
+    model's version.
+    """
+    new = copied(records)
+    new["state_version"] = np.maximum(
+        records["state_version"] + np.uint64(1), (offsets + 1).astype(np.uint64)
+    )
+    new["model"] = model
+    return new
+
+
+def support_events(records: Records) -> Events:
+    """The support set as events, oldest first, padded right: what an adapter is rebuilt from."""
+    support = records["support"]
+    count = (support["item"] != 0).sum(1)
+    place = count[:, None] - 1 - np.arange(int(count.max(initial=0)))
+    found = _taken(_raw(support), np.maximum(place, 0)).view(EVENT)
+    return Events(
+        items=found["item"].copy(),
+        actions=found["action"].copy(),
+        values=found["value"].copy(),
+        times=found["time"].copy(),
+        ids=found["event"].copy(),
+        mask=place >= 0,
+    )
+
+
+def older_seen(records: Records) -> Halves:
+    """Low halves [n, L] of the seen items that left the support set, 0 = none; L as needed."""
+    held = int(records["remembered"].max(initial=0))
+    return np.array(records["seen"][:, : min(held, records["seen"].shape[1])])
+
+
+def seen_hashes(records: Records) -> Halves:
+    """Low halves [n, L] of all items that were acted on, 0 = none; L as needed."""
+    support = records["support"]
+    width = int((support["item"] != 0).sum(1).max(initial=0))
+    recent = low_half(support["item"][:, :width])
+    return np.concatenate([recent, older_seen(records)], axis=1)
+
+
+def _raw(entries: NDArray[np.void]) -> NDArray[np.void]:
+    """Entries as opaque bytes, which are moved without a look at their fields."""
+    return entries.view(f"V{entries.dtype.itemsize}")
+
+
+def _taken(raw: NDArray[np.void], places: Ints) -> NDArray[np.void]:
+    """The opaque entries [n, m] at `places` [n, k] of their rows: [n, k]."""
+    n, m = raw.shape
+    rows = np.ascontiguousarray(raw).reshape(-1, 1).view(np.uint8)
+    flat = (places + m * np.arange(n)[:, None]).reshape(-1)
+    return np.asarray(rows.take(flat, axis=0).view(raw.dtype).reshape(places.shape))
+
+
+def _entries(events: Events) -> NDArray[np.void]:
+    """The events as entries of a support set, newest first: [n, t]."""
+    entries = np.zeros(events.mask.shape, EVENT)
+    entries["item"] = events.items
+    entries["event"] = events.ids
+    entries["time"] = events.times
+    entries["value"] = events.values
+    entries["action"] = events.actions
+    return _raw(entries[:, ::-1])
+
+
+def _push(mask: Bools, count: Ints, places: int) -> tuple[Ints, Bools]:
+    """Where each place of the new ring comes from, and what falls out of it.
+
+    Both speak of the line of t masked new entries [n, t], newest first, and the `places` old ones:
+    source [n, places], evicted [n, t + places].
+    """
+    t = mask.shape[1]
+    rank = mask.cumsum(1) - 1  # new entries that are newer
+    source = np.arange(places) - count[:, None] + t
+    user, place = np.nonzero(mask & (rank < places))
+    source[user, rank[user, place]] = place
+    stays = places - np.minimum(count, places)
+    evicted = np.concatenate([mask & (rank >= places), np.arange(places) >= stays[:, None]], axis=1)
+    return source, evicted
+
+
+def _remember(new: Records, line: NDArray[np.void], evicted: Bools) -> None:
+    """Put items that left the support set in the ring of seen ones."""
+    good = np.flatnonzero(evicted & (line["item"] != 0))[::-1]
+    if not len(good):
+        return
+    user, item = good // line.shape[1], line["item"].reshape(-1)[good]
+    low = low_half(item)
+    support = new["support"][user]
+    known = (new["seen"][user] == low[:, None]).any(1)
+    known |= (support["item"] == item[:, None]).any(1)
+    pairs = (user.astype(np.uint64) << np.uint64(32) | low)[~known]
+    _, first = np.unique(pairs, return_index=True)
+    user, low = user[~known][np.sort(first)], low[~known][np.sort(first)]
+    place = new["remembered"][user].astype(np.int64) + _rank(user)
+    new["seen"][user, place % new["seen"].shape[1]] = low
+    new["remembered"] += np.bincount(user, minlength=len(new)).astype(np.uint64)
+
+
+def _rank(groups: Ints) -> Ints:
+    """The place of each element in its run of equal ones."""
+    index = np.arange(len(groups))
+    starts = np.where(np.diff(groups, prepend=-1) != 0, index, 0)
+    return index - np.maximum.accumulate(starts)
+
+
+def _count(new: Records, events: Events, count: Ints) -> None:
+    """Shots and times; users without events keep theirs."""
+    some = count > 0
+    far = np.iinfo(np.int64)
+    first = np.where(events.mask, events.times, far.max).min(1, initial=far.max)
+    last = np.where(events.mask, events.times, far.min).max(1, initial=far.min)
+    known = new["shots"] > 0
+    first = np.where(known, np.minimum(first, new["first_time"]), first)
+    last = np.where(known, np.maximum(last, new["last_time"]), last)
+    new["first_time"] = np.where(some, first, new["first_time"])
+    new["last_time"] = np.where(some, last, new["last_time"])
+    new["shots"] += count.astype(np.uint64)
+
+
+# -- impressions -----------------------------------------------------------------------------
+
+
+def fold_impressions(records: Records, items: Hashes, times: Ints, mask: Bools) -> Records:
+    """Put shown items [n, t], most important first, in front of the ring of impressions.
+
+    `times` [n, t] are ms of event time. The ring keeps the first 32; neither shots nor the support
+    set change.
+    """
+    new = copied(records)
+    shown = np.zeros(mask.shape, new["impressions"].dtype)
+    shown["item"] = low_half(items)
+    shown["time"] = _seconds(times)
+    shown["status"] = PENDING
+    line = np.concatenate([_raw(shown), _raw(records["impressions"])], axis=1)
+    source, _ = _push(mask, mask.sum(1), IMPRESSIONS)
+    _raw(new["impressions"])[:] = _taken(line, source)
+    return new
+
+
+def resolve_impressions(
+    records: Records, now: Ints, window: float, acted: Hashes, mask: Bools
+) -> Records:
+    """Settle what was shown, at a user's next event: `now` [n] ms of event time.
+
+    Impressions of items that were acted on (`acted` [n, t]) go away; others that are older than
+    `window` seconds count as ignored from now on; the rest waits for the next event.
+    """
+    busy = np.flatnonzero(records["impressions"]["status"].any(1))
+    ring = records["impressions"][busy]
+    user, place = np.nonzero(mask[busy])
+    hit = ring["item"][user] == low_half(acted[busy[user], place])[:, None]  # [m, R]
+    gone = np.zeros(ring.shape, np.bool_)
+    np.logical_or.at(gone, user, hit)
+    age = _seconds(now)[busy, None].astype(np.int64) - ring["time"]
+    due = (ring["status"] == PENDING) & (age > window)
+    new = copied(records)
+    new["impressions"]["status"][busy] = np.where(gone, 0, np.where(due, IGNORED, ring["status"]))
+    for name in ("item", "time"):
+        new["impressions"][name][busy] = np.where(gone, 0, ring[name])
+    return new
+
+
+def shown_hashes(records: Records) -> Halves:
+    """Low halves [n, R] of items shown and not acted on, 0 = none; repeats add up; R as needed."""
+    ring = records["impressions"]
+    ignored = ring["status"] == IGNORED
+    columns = ignored.any(0)
+    return np.where(ignored, ring["item"], np.uint32(0))[:, columns]
+
+
+def _seconds(times: Ints) -> NDArray[np.uint32]:
+    return np.clip(times // 1000, 0, _LAST_SECOND).astype(np.uint32)

@@ -1,0 +1,271 @@
+"""`innerloop train` and `innerloop evaluate`, from files to a bundle and a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from adapters import backbone
+from adapters.episodes import make_log
+from stream import bundles, config, training
+from stream.commands import evaluate, train
+from stream.errors import ConfigError, DataError, InnerloopError
+from stream.training import Request
+from stream.vector_file import FileVectors
+
+THEMES = ("space", "wedding", "heist", "ghost")
+DAY = 86_400_000
+
+
+def small_bert(folder: Path) -> None:
+    """A one-layer BERT with random weights under the names that BERTs are saved with."""
+    sizes = {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 64,
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(sizes))
+    shutil.copyfile(backbone.default_folder() / "tokenizer.json", folder / "tokenizer.json")
+    torch.manual_seed(0)
+    layer = "encoder.layer.0"
+    linear = {
+        f"{layer}.attention.self.query": (32, 32),
+        f"{layer}.attention.self.key": (32, 32),
+        f"{layer}.attention.self.value": (32, 32),
+        f"{layer}.attention.output.dense": (32, 32),
+        f"{layer}.intermediate.dense": (16, 32),
+        f"{layer}.output.dense": (32, 16),
+    }
+    norms = ("embeddings", f"{layer}.attention.output", f"{layer}.output")
+    tables = {"word": 30522, "position": 64, "token_type": 2}
+    weights = {f"{n}.weight": torch.randn(*shape) * 0.2 for n, shape in linear.items()}
+    weights |= {f"{n}.bias": torch.zeros(shape[0]) for n, shape in linear.items()}
+    weights |= {f"{n}.LayerNorm.weight": torch.ones(32) for n in norms}
+    weights |= {f"{n}.LayerNorm.bias": torch.zeros(32) for n in norms}
+    weights |= {f"embeddings.{n}_embeddings.weight": torch.randn(k, 32) for n, k in tables.items()}
+    save_file(weights, folder / "model.safetensors")
+
+
+def write_data(folder: Path, users: int = 100, items: int = 80) -> None:
+    """A log in which every user keeps to one theme, over ten days."""
+    rng = np.random.default_rng(0)
+    films = [
+        {
+            "event": "item",
+            "id": f"i{i}",
+            "timestamp": 0,
+            "item": f"film-{i}",
+            "fields": [
+                {"name": "title", "value": f"The {THEMES[i % 4]} film {i}"},
+                {"name": "category", "value": [THEMES[i % 4]]},
+            ],
+        }
+        for i in range(items)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, films)))
+    events = []
+    for user in range(users):
+        own = rng.permutation(np.arange(user % 4, items, 4))[:12]
+        began = rng.integers(0, 9 * DAY)
+        for place, item in enumerate(own.tolist()):
+            events.append(
+                {
+                    "event": "interaction",
+                    "id": f"e{user}-{place}",
+                    "timestamp": int(1.4e12 + began + place * DAY // 12),
+                    "user": f"user-{user}",
+                    "item": f"film-{item}",
+                    "type": "click",
+                }
+            )
+    (folder / "events.jsonl").write_text("\n".join(map(json.dumps, events)))
+
+
+def invoke(app: object, *arguments: object) -> Result:
+    """Run a command as the shell would, standard error apart."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])  # type: ignore[arg-type]
+
+
+def said(result: Result) -> InnerloopError:
+    """The mistake that a command ended with."""
+    assert isinstance(result.exception, InnerloopError), result.output
+    return result.exception
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Data, a small BERT and caches of their own."""
+    folder = tmp_path_factory.mktemp("home")
+    write_data(folder)
+    small_bert(folder / "bert")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
+        patch.setattr(platformdirs, "user_data_path", lambda *_: folder / "data")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path) -> Result:
+    """`innerloop train`, once."""
+    return invoke(
+        train.app,
+        *("--events", home / "events.jsonl", "--items", home / "items.jsonl"),
+        *("--out", home / "model", "--budget", "3s", "--backbone", home / "bert"),
+        *("--runs", home / "runs", "--name", "themes"),
+    )
+
+
+def test_training_prints_the_table_and_says_where(trained: Result, home: Path) -> None:
+    """The table names the model and the baselines; the phases go by on standard error."""
+    assert trained.exit_code == 0, trained.output
+    for words in ("nDCG", "adapted", "recency popularity", "item-kNN", "nDCG@10"):
+        assert words in trained.stdout
+    for phase in ("export the backbone", "encode items", "meta-train", "fit the experts"):
+        assert f"{phase}" in trained.stderr
+    version = bundles.load(str(home / "model")).manifest.version
+    assert f"saved {version} to {home / 'model'}" in trained.stdout
+
+
+def test_the_bundle_is_complete(trained: Result, home: Path) -> None:
+    """The bundle names its data, its parity and its figures, and its encoder runs."""
+    bundle = bundles.load(str(home / "model"))
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.window.users, manifest.window.items) == ("themes", 100, 80)
+    assert manifest.window.events == 1_200
+    assert manifest.parity.max_difference < 1e-4
+    assert manifest.actions["click"]["weight"] == 1.0
+    assert manifest.metrics["training"]["steps"] > 0
+    assert bundle.items.ids[0] == "film-0"
+    assert bundle.items.prior.time > manifest.window.last
+    assert set(bundle.meta.tensors) >= {"item.text", "step_scale", "expert_weight"}
+    vectors = bundles.encoder(bundle, device="cpu").encode(bundle.probe.texts)
+    np.testing.assert_allclose(vectors, bundle.probe.vectors, atol=1e-4)
+
+
+def test_curves_and_figures_are_kept(trained: Result, home: Path) -> None:
+    """Every run leaves TensorBoard events and its figures in a folder of its own."""
+    (folder,) = (home / "runs").iterdir()
+    assert folder.name.startswith("themes-")
+    assert list(folder.glob("events.out.tfevents.*"))
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["version"] == bundles.load(str(home / "model")).manifest.version
+
+
+def test_a_second_encoding_is_warm(trained: Result, home: Path) -> None:
+    """Vectors are kept by content and encoder; a damaged file of them is left aside."""
+    encoder = bundles.load(str(home / "model")).encoder
+    kept = FileVectors(encoder.sha, encoder.dim)
+    items = bundles.load(str(home / "model")).items
+    assert all(vector is not None for vector in kept.get_many(items.content))
+    kept.path.write_bytes(b"junk")
+    assert FileVectors(encoder.sha, encoder.dim).get_many(items.content[:1]) == [None]
+
+
+def test_evaluation_repeats_the_test_of_training(trained: Result, home: Path) -> None:
+    """On the files of training, evaluate measures the part that was kept for the test."""
+    arguments = ("--bundle", home / "model", "--events", home / "events.jsonl")
+    result = invoke(evaluate.app, *arguments, "--items", home / "items.jsonl", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    variants = {row["variant"] for row in found["rows"] if row["cohort"] == "all"}
+    assert variants >= {"adapted", "steps off", "popularity"}
+    table = invoke(evaluate.app, *arguments, "--items", home / "items.jsonl")
+    assert table.stdout.startswith("model 20")
+    assert " popularity by " in table.stdout
+
+
+def test_evaluation_may_begin_anywhere(trained: Result, home: Path) -> None:
+    """`--from` after the last event leaves nothing to measure, and says so."""
+    result = invoke(
+        evaluate.app,
+        *("--bundle", home / "model", "--events", home / "events.jsonl"),
+        *("--items", home / "items.jsonl", "--from", "2030-01-01T00:00:00Z"),
+    )
+    assert "nothing to measure" in said(result).detail
+
+
+def test_a_bundle_that_is_none_is_one_line(home: Path) -> None:
+    """Evaluating a folder without a bundle names the folder and the remedy."""
+    result = invoke(
+        evaluate.app, "--bundle", home, "--events", home / "events.jsonl", "--items", "x"
+    )
+    assert "no manifest.json" in str(said(result))
+    assert said(result).exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--events": "missing.jsonl"}, "missing.jsonl"),
+        ({"--items": "missing.jsonl"}, "missing.jsonl"),
+        ({"--events": "few.jsonl"}, "too few"),
+        ({"--events": "bad.jsonl"}, "bad.jsonl line 2"),
+        ({"--items": "others.jsonl"}, "same item ids"),
+        ({"--backbone": "nowhere"}, "config.json"),
+        ({"--out": "items.jsonl"}, "no bundle"),
+        ({"--budget": "soon"}, "no duration"),
+        ({"--until": "yesterday"}, "no time"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    trained: Result, home: Path, changed: dict[str, str], message: str
+) -> None:
+    """Every mistake names what is wrong, on one line, with a non-zero exit."""
+    lines = (home / "events.jsonl").read_text().splitlines()
+    (home / "few.jsonl").write_text("\n".join(lines[:50]))
+    (home / "bad.jsonl").write_text("\n".join([lines[0], "{", *lines]))
+    (home / "others.jsonl").write_text((home / "items.jsonl").read_text().replace("film-", "x-"))
+    options = {
+        "--events": str(home / "events.jsonl"),
+        "--items": str(home / "items.jsonl"),
+        "--out": str(home / "other"),
+        "--backbone": str(home / "bert"),
+        "--runs": str(home / "more-runs"),
+        "--budget": "1s",
+    }
+    names = {k: v if k in ("--budget", "--until") else str(home / v) for k, v in changed.items()}
+    flat = [part for pair in (options | names).items() for part in pair]
+    result = invoke(train.app, *flat)
+    error = said(result)
+    assert message in str(error)
+    assert "\n" not in str(error)
+    assert error.exit_code != 0
+
+
+def test_durations_have_units() -> None:
+    """Seconds, minutes, hours and bare numbers are understood; nothing else is."""
+    given = ("30s", "5m", "1h", "500ms", "12")
+    assert [train.parse_duration(text) for text in given] == [30, 300, 3_600, 0.5, 12]
+    for text in ("", "s", "-3s", "0", "1d", "nan"):
+        with pytest.raises(ConfigError, match="no duration"):
+            train.parse_duration(text)
+
+
+def test_cuts_leave_later_users_out_of_training() -> None:
+    """Cuts lie on buckets, in order; whoever first appears after the first cut is held out."""
+    users = np.repeat(np.arange(50), 4)
+    times = np.sort(np.random.default_rng(0).uniform(0, 1e6, 200))
+    log = make_log(users, users % 7, users * 0, users * 0 + 1.0, times)
+    request = Request(events=(), items=(), out="", settings=config.Settings(), held_out=0.1)
+    cuts = training.cut(log, 3_600.0, request)
+    assert cuts.fit % 3_600 == 0
+    assert 0 < cuts.fit < cuts.test < times[-1]
+    early = set(log.users[log.times < cuts.fit].tolist())
+    assert set(log.users.tolist()) - early <= set(cuts.held_out.tolist())
+    with pytest.raises(DataError, match="too little time"):
+        training.cut(make_log(users, users, users, users, times / 1e6), 3_600.0, request)
