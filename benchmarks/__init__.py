@@ -1,0 +1,1 @@
+"""The ratios of the README, measured in one run: `make bench`."""

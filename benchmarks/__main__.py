@@ -1,0 +1,112 @@
+"""`python -m benchmarks`: everything, in one run; see --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from benchmarks import plan as plans
+from benchmarks import report
+from benchmarks.plan import PARTS, QUICK, Plan, Results
+from stream import config, log
+from stream.embedded_kafka import EmbeddedKafka
+from stream.errors import InnerloopError
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Measure, print, write JSON."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    log.configure(config.Log(level="warning"))
+    plan = QUICK if arguments.quick else Plan()
+    plan = replace(plan, partitions=arguments.partitions or plan.partitions)
+    try:
+        results = measure(plan, arguments.only or PARTS)
+    except InnerloopError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    out = arguments.out or _default_out(arguments)
+    if out is not None:
+        out.write_text(json.dumps(report.as_json(plan, results), indent=1) + "\n")
+        _say(f"written to {out}")
+    sys.stdout.write(report.text(plan, results))
+    return 0
+
+
+def measure(plan: Plan, parts: tuple[str, ...] | list[str]) -> Results:
+    """All the parts that are wanted."""
+    results = Results()
+    if "step" in parts:
+        with _timed("inner-loop step"):
+            results.step = plans.step_row(plan)
+    if "ranking" in parts:
+        with _timed("ranking"):
+            results.ranking = plans.ranking_rows(plan)
+    if "worker" in parts:
+        with broker() as servers, tempfile.TemporaryDirectory(prefix="innerloop-bench-") as folder:
+            for interests in plan.interests:
+                with _timed(f"worker and floor, K = {interests}"):
+                    results.rows += plans.worker_rows(plan, interests, servers, Path(folder))
+    return results
+
+
+@contextmanager
+def broker() -> Iterator[str]:
+    """The broker of KAFKA_BOOTSTRAP_SERVERS, else one that is started for the run."""
+    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if servers:
+        yield servers
+        return
+    with EmbeddedKafka() as kafka:
+        yield kafka.bootstrap_servers
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    _say(f"{what} ...")
+    yield
+    _say(f"{what}: {time.monotonic() - started:.0f} s")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _default_out(arguments: argparse.Namespace) -> Path | None:
+    """Full runs are kept by date, others only where they are asked for."""
+    if arguments.quick or arguments.only:
+        return None
+    return RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measures the worker against a transactional pass-through on the same broker, "
+        "and the batched inner-loop step against one user after the other.",
+    )
+    parser.add_argument("--quick", action="store_true", help="small: shows that all of it runs")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; repeatable")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here")
+    parser.add_argument("--partitions", type=int, help="of the topics (8)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (1, as a worker has)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
