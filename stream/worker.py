@@ -323,10 +323,10 @@ class Worker:
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Whether every partition of this worker is served."""
-        served = sorted(p for p, o in self._owned.items() if o.resumed)
-        restoring = {
-            p: o.restore.progress() for p, o in list(self._owned.items()) if o.restore is not None
-        }
+        owned = dict(self._owned)  # in one go: the loop's thread changes it meanwhile
+        served = sorted(p for p, o in owned.items() if o.resumed)
+        restores = {p: o.restore for p, o in owned.items()}
+        restoring = {p: r.progress() for p, r in restores.items() if r is not None}
         caught_up = self._ports.items.caught_up()
         details: dict[str, object] = {
             "joined": self._joined,
@@ -335,7 +335,7 @@ class Worker:
             "items_read": caught_up,
             "items": self._pipeline.items(),
         }
-        return self._joined and caught_up and len(served) == len(self._owned), details
+        return self._joined and caught_up and len(served) == len(owned), details
 
     def _count_partitions(self) -> None:
         restoring = sum(o.restore is not None for o in self._owned.values())

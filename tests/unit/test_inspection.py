@@ -35,7 +35,7 @@ def record() -> bytes:
 def test_description_names_what_the_record_holds(record: bytes) -> None:
     """Counts, versions and the support set with titles, newest first; unknown names stay hashes."""
     found = inspection.describe(LAYOUT, record, ["click"], NAMES)
-    assert (found["shots"], found["state_version"], found["seen_items"]) == (2, 42, 1)
+    assert (found["shots"], found["state_version"], found["seen_items"]) == (2, 42, 2)
     newest, oldest = found["support"]
     assert newest["action"] == "unknown"
     assert newest["value"] == -2.0
