@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,12 +39,17 @@ def main() -> int:
     except InnerloopError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    out = arguments.out or _default_out(arguments)
-    if out is not None:
-        out.write_text(json.dumps(report.as_json(plan, results), indent=1) + "\n")
-        _say(f"written to {out}")
+    _write(arguments.out or _default_out(arguments), report.as_json(plan, results))
     sys.stdout.write(report.text(plan, results))
     return 0
+
+
+def _write(out: Path | None, results: dict[str, Any]) -> None:
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    _say(f"written to {out}")
 
 
 def measure(plan: Plan, parts: tuple[str, ...] | list[str]) -> Results:

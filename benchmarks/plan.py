@@ -133,7 +133,7 @@ def worker_rows(plan: Plan, interests: int, servers: str, folder: Path) -> list[
 def _worker(plan: Plan, interests: int, settings: Settings, traffic: Traffic) -> list[_Load]:
     loads = []
     with serving_worker(settings, plan.size, interests) as bench:
-        bench.run(traffic.history(), HISTORY_BATCH)
+        bench.run(traffic.history(), HISTORY_BATCH, full=False)
         for users in PATTERNS:
             for batch in plan.batches:
                 bench.run(_events(traffic, users, batch), batch)

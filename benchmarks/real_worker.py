@@ -31,6 +31,9 @@ from stream.worker import Ports, Worker
 PATIENCE = 120.0
 """Seconds after which a worker that does not serve has failed."""
 
+SHORT = 0.1
+"""Seconds that a batch is waited for which need not be full."""
+
 
 class Bench:
     """A worker that serves, and the means to feed it and to look at what it does."""
@@ -57,16 +60,20 @@ class Bench:
         self._worker.start()
         self._until(lambda: self._worker.ready()[0])
 
-    def run(self, events: Iterable[Event], size: int) -> Run:
-        """Let the worker take `events` in batches of `size`; it fetches nothing before that."""
+    def run(self, events: Iterable[Event], size: int, *, full: bool = True) -> Run:
+        """Let the worker take `events` in batches of `size`; it fetches nothing before that.
+
+        Batches that need not be full do not wait for partitions that are found to be new.
+        """
         self._consumer.hold()
         waiting = self._feeder.send(events)
-        self._consumer.limit, self._consumer.patience = size, PATIENCE
+        self._consumer.patience = PATIENCE if full else SHORT
         batches: list[Batch] = []
         totals: Counter[str] = Counter()
         cpu = time.process_time()
         self._consumer.release()
         while waiting:
+            self._consumer.limit = min(size, waiting)
             batch = self._turn()
             if batch.events:
                 waiting -= batch.events
