@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from export.bundle import Bundle
-from stream import bundles, log, topics
+from stream import bundles, checkpoints, log, topics
 from stream.catalogue import CatalogueTable, dense_field
+from stream.checkpoints import Checkpoint
 from stream.config import Settings
 from stream.errors import BundleError
 from stream.http import Endpoint
@@ -38,10 +39,11 @@ class Running:
 
 
 @contextmanager
-def worker(settings: Settings) -> Iterator[Running]:
+def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> Iterator[Running]:
     """A worker connected to everything; all of it is closed at the end.
 
-    Raises `TopicError`, `BundleError`, `StateError`, `BrokerUnavailable` or `PortInUse`.
+    `checkpoint` is told the points of the commit protocol as they are reached. Raises
+    `TopicError`, `BundleError`, `StateError`, `BrokerUnavailable` or `PortInUse`.
     """
     partitions = topics.require(settings)
     bundle = load_bundle(settings)
@@ -57,7 +59,7 @@ def worker(settings: Settings) -> Iterator[Running]:
             partitions=partitions,
             dead_letter_partitions=_count(settings, "dead_letters"),
         )
-        made = Worker(settings, _ports(settings, stores, stack), pipeline, metrics)
+        made = Worker(settings, _ports(settings, stores, checkpoint, stack), pipeline, metrics)
         endpoint = Endpoint(settings.http, metrics.registry, made.healthy, made.ready)
         stack.callback(endpoint.close)
         yield Running(made, endpoint, stores.worker_id)
@@ -117,7 +119,7 @@ def _count(settings: Settings, role: str) -> int:
         return len(admin.partitions(settings.kafka.topic(role)))
 
 
-def _ports(settings: Settings, stores: Stores, stack: ExitStack) -> Ports:
+def _ports(settings: Settings, stores: Stores, checkpoint: Checkpoint, stack: ExitStack) -> Ports:
     """Connections to Kafka; each is closed when the worker ends."""
     kafka = settings.kafka
     producer = TransactionalProducer(settings, f"{kafka.group_id}-{stores.worker_id}")
@@ -131,5 +133,6 @@ def _ports(settings: Settings, stores: Stores, stack: ExitStack) -> Ports:
         items=Tail(kafka, kafka.topic("items")),
         signals=Tail(kafka, kafka.topic("signals")),
         open_store=stores.open,
-        sweep=stores.unowned.sweep,
+        tidy=stores.unowned.sweep,
+        checkpoint=checkpoint,
     )

@@ -118,6 +118,13 @@ class Messages(Section):
     future_ms: int = Field(
         600_000, ge=0, description="how far event time may be ahead of the record"
     )
+    max_per_minute: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="interactions of one user within a minute of event time; more are counted and "
+        "skipped, which keeps bots out; off by default",
+    )
     past_ms: int | None = Field(None, description="how far it may lie behind; off by default")
     actions: dict[str, Action] = Field(
         default_factory=default_actions, description="what each action is worth; replaces all"

@@ -78,6 +78,10 @@ class Fenced(InnerloopError):
     exit_code = 7
 
 
+class ProducerFenced(Fenced):
+    """The broker gave up the transaction. The worker asks what became of it and goes on."""
+
+
 class PortInUse(InnerloopError):
     """The port is taken. Choose another with --http-port, or 0 for any free one."""
 
@@ -112,3 +116,23 @@ class Aborted(InnerloopError):
         self.reason = reason  # Kafka's name of the error, in lower case
         self.blames_batch = blames_batch  # its own content is the cause: it would fail again
         super().__init__(detail)
+
+
+class UnknownUser(InnerloopError):
+    """Nothing is known of this user. Check the id and --prefix."""
+
+
+class UnknownItem(InnerloopError):
+    """The catalogue does not have this item. Check the id, --prefix and --bundle."""
+
+
+class UnknownLetter(InnerloopError):
+    """There is no such dead letter. `innerloop dead-letters list` shows those there are."""
+
+
+class NotErased(InnerloopError):
+    """The erasure was not seen in time. Check that a worker serves the user's partition."""
+
+
+class Superseded(InnerloopError):
+    """Another send-back has begun meanwhile. See `innerloop dead-letters list` for what is sent."""

@@ -46,6 +46,7 @@ class Users:
     steps: int = 0
     refused: int = 0
     duplicates: int = 0
+    too_many: int = 0  # beyond messages.max_per_minute
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Learner:
     def _round(self, users: Users, events: _Interactions, part: Round) -> None:
         """The next events of some users: step, count for everybody, fold."""
         before = picked(users.records, part.users)
-        block = _arranged(events, part, before)
+        block = self._arranged(users, events, part, before)
         rows = np.where(block.mask, self._serving.table.rows_of(block.items), -1)
         self._observe(users, part, block, rows, before)
         state = self._step(users, before, block, rows)
@@ -181,7 +182,24 @@ class Learner:
         put(users.records, part.users[learned], picked(done, np.flatnonzero(learned)))
         places = np.where(block.mask, events.place[part.events], -1).max(1)
         users.cause[part.users] = np.maximum(users.cause[part.users], places)
-        users.duplicates += int((part.mask & ~block.mask).sum())
+
+    def _arranged(
+        self, users: Users, events: _Interactions, part: Round, before: Records
+    ) -> Events:
+        """The events of a round [n, t]; duplicates and what is too many are masked and counted."""
+        columns: dict[str, Any] = {
+            name: getattr(events, name)[part.events]
+            for name in ("items", "actions", "values", "times", "ids")
+        }
+        columns["actions"] = columns["actions"].astype(np.uint8)
+        again = user_state.duplicate_mask(before, columns["ids"], part.mask)
+        mask, most = part.mask & ~again, self._settings.messages.max_per_minute
+        users.duplicates += int(again.sum())
+        if most is not None:
+            many = user_state.excess_mask(before, columns["times"], mask, most)
+            users.too_many += int(many.sum())
+            mask &= ~many
+        return Events(**columns, mask=mask)
 
     def _step(self, users: Users, before: Records, block: Events, rows: Ints) -> State:
         meta = self._serving.meta
@@ -281,14 +299,3 @@ def _stored(
         for (place, _), value in zip(keys, values, strict=True):
             stored[place] = value
     return stored
-
-
-def _arranged(events: _Interactions, part: Round, before: Records) -> Events:
-    """The events of a round [n, t], duplicates masked."""
-    picked: dict[str, Any] = {
-        name: getattr(events, name)[part.events]
-        for name in ("items", "actions", "values", "times", "ids")
-    }
-    again = user_state.duplicate_mask(before, picked["ids"], part.mask)
-    picked["actions"] = picked["actions"].astype(np.uint8)
-    return Events(**picked, mask=part.mask & ~again)

@@ -57,6 +57,7 @@ class Skip(StrEnum):
     IGNORED_ACTION = "ignored_action"
     EMPTY_RANKING = "empty_ranking"
     DUPLICATE = "duplicate"
+    TOO_MANY = "too_many"
 
 
 class Refused(Exception):

@@ -121,6 +121,12 @@ class Metrics:
         )
         self.commits = Counter("innerloop_commits", "Transactions committed", registry=r)
         self.aborts = Counter("innerloop_aborts", "Transactions aborted", ["reason"], registry=r)
+        self.restarts = Counter(
+            "innerloop_starts_over",
+            "Times that the worker restored from the broker's word alone",
+            registry=r,
+        )
+        self.expired = Counter("innerloop_expired_users", "Users who no longer act", registry=r)
         self.items = Gauge("innerloop_items", "Items that can be ranked", registry=r)
         self.item_seconds = BatchHistogram(
             "innerloop_item_seconds",

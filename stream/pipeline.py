@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from adapters.signals import NeighbourDelta, Pairs
 from stream import log
 from stream.config import Settings
+from stream.expiry import Expiry
 from stream.learning import MILLISECONDS, Learner, Users
 from stream.message_checks import COLD_KEY, Reason, Skip
 from stream.message_encoding import Cause, dead_letter
@@ -53,7 +54,9 @@ class Outcome:
     strategies: Counter[str] = field(default_factory=Counter)
     dead: Counter[Reason] = field(default_factory=Counter)
     skipped: Counter[Skip] = field(default_factory=Counter)
+    newest: dict[int, int] = field(default_factory=dict)  # ms of event time, by partition
     cold: list[int] = field(default_factory=list)  # partitions whose `_cold` list is in
+    expired: int = 0  # users
     misrouted: int = 0
     steps: int = 0
     refused: int = 0
@@ -83,6 +86,7 @@ class Pipeline:
         self._learner = Learner(settings, serving)
         self._signal_log = SignalLog(serving)
         self._recommender = Recommender(settings, serving, clock)
+        self._expiry = Expiry(settings.state.ttl_days, self._layout, clock)
         self._stores: dict[int, PartitionStore] = {}
         self._cold_due: dict[int, float] = {}
         self._queues: dict[int, list[Pairs]] = {}
@@ -95,8 +99,7 @@ class Pipeline:
         self, records: Sequence[Record], stores: dict[int, PartitionStore], *, condemned: bool
     ) -> Outcome:
         """What this batch does. `condemned` sends its one event to dead letters unread."""
-        self._spent = Counter()
-        self._queues = {p: list(self._serving.signals_of(p).queue) for p in self._stores}
+        self._begin()
         outcome = _positions(records)
         with self.stage("decode"):
             batch = self._decode(records, condemned)
@@ -113,6 +116,23 @@ class Pipeline:
             self._save(users, outcome)
             self._publish_cold(outcome)
         return outcome
+
+    def sweep(self, stores: dict[int, PartitionStore]) -> Outcome:
+        """What follows from no record: users who no longer act leave nulls behind."""
+        self._begin()
+        outcome, kafka = Outcome(), self._settings.kafka
+        with self.stage("sweep"):
+            for partition, store in stores.items():
+                for user in self._expiry.next_expired(partition, store):
+                    for role in ("state", "recommendations"):
+                        outcome.messages.append(Message(kafka.topic(role), partition, user, None))
+                    outcome.puts[partition].append(Put(user_key(user), None))
+                    outcome.expired += 1
+        return outcome
+
+    def _begin(self) -> None:
+        self._spent = Counter()
+        self._queues = {p: list(self._serving.signals_of(p).queue) for p in self._stores}
 
     def _decode(self, records: Sequence[Record], condemned: bool) -> DecodedBatch:
         batch = decode_events(
@@ -139,6 +159,9 @@ class Pipeline:
         outcome.skipped.update(batch.skipped)
         outcome.misrouted = batch.misrouted
         outcome.kinds.update(type(event).__name__.lower() for event in batch.accepted)
+        for place, event in zip(batch.places, batch.accepted, strict=True):
+            partition = batch.records[place].partition
+            outcome.newest[partition] = max(outcome.newest.get(partition, 0), event.timestamp)
 
     def _share(self, batch: DecodedBatch, users: Users, outcome: Outcome) -> None:
         """Move event time on; write counters, and neighbours where a bucket closed."""
@@ -146,6 +169,7 @@ class Pipeline:
         folded = self._serving.advance(newest, list(self._stores))
         outcome.steps, outcome.refused = users.steps, users.refused
         outcome.skipped[Skip.DUPLICATE] += users.duplicates
+        outcome.skipped[Skip.TOO_MANY] += users.too_many
         topic = self._settings.kafka.topic("signals")
         for partition in users.touched.keys() | folded.keys():
             rows = users.touched.get(partition, [])
@@ -199,13 +223,21 @@ class Pipeline:
             outcome.puts[partition].append(Put(user_key(user), kept))
 
     def _publish_cold(self, outcome: Outcome) -> None:
-        topic = self._settings.kafka.topic("recommendations")
-        now = self._clock()
+        """The list for unseen users, and a null of the same key to `state`.
+
+        Segments roll when something is appended to them. So what was erased in a partition is
+        compacted away even where nobody acts any more.
+        """
+        kafka, now = self._settings.kafka, self._clock()
         outcome.cold = [p for p, due in self._cold_due.items() if due <= now]
-        if outcome.cold:
-            value = self._recommender.cold(version=int(now * 1000))
-            key = COLD_KEY.encode()
-            outcome.messages += [Message(topic, p, key, value) for p in outcome.cold]
+        if not outcome.cold:
+            return
+        value = self._recommender.cold(version=int(now * 1000))
+        key, lists, state = COLD_KEY.encode(), kafka.topic("recommendations"), kafka.topic("state")
+        for partition in outcome.cold:
+            outcome.messages.append(Message(lists, partition, key, value))
+            outcome.messages.append(Message(state, partition, key, None))
+            outcome.puts[partition] += []  # the store stands at the end of its changelog
 
     # -- after the commit ---------------------------------------------------------------------
 
@@ -214,8 +246,12 @@ class Pipeline:
         now = self._clock()
         for partition in outcome.cold:
             self._cold_due[partition] = now + COLD_INTERVAL
+        for partition, time_ms in outcome.newest.items():
+            self._expiry.acted(partition, time_ms)
         ages = np.maximum(now - outcome.produced / MILLISECONDS, 0.0)
         self._count(outcome, ages, seconds)
+        if outcome.expired:
+            _log.info("expired", users=outcome.expired, ms=round(1000 * seconds, 1))
         if outcome.positions:
             _log.info("batch", **self._line(outcome, ages, seconds))
 
@@ -240,6 +276,7 @@ class Pipeline:
         """The partition went away."""
         self._stores.pop(partition, None)
         self._cold_due.pop(partition, None)
+        self._expiry.closed(partition)
 
     def cold_due(self) -> bool:
         """Whether a list for unseen users waits to be published."""
@@ -291,6 +328,7 @@ class Pipeline:
         m.steps.inc(outcome.steps)
         m.refused.inc(outcome.refused)
         m.misrouted.inc(outcome.misrouted)
+        m.expired.inc(outcome.expired)
         for stage, spent in self._spent.items():
             m.stage.labels(stage).observe(spent)
         if outcome.positions:

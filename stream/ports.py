@@ -6,7 +6,7 @@ contract suite runs over both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -91,10 +91,21 @@ class GroupConsumer(Protocol):
 
 
 class TransactionalProducer(Protocol):
-    """A producer with a stable transactional id. Errors are those of `stream.kafka`."""
+    """A producer with a stable transactional id.
+
+    `Aborted` = nothing of the transaction counts. `ProducerFenced` and `BrokerUnavailable` = what
+    became of it is not known here: `renew`, then ask for the committed offsets. `Fenced` = another
+    worker uses this one's id.
+    """
 
     def init(self) -> None:
         """Fence older producers of the same id and abort what they left open."""
+
+    def renew(self) -> None:
+        """Begin anew with the same id, after an error that this producer does not survive.
+
+        On return the transaction that was open has ended, one way or the other.
+        """
 
     def begin(self) -> None:
         """Open a transaction."""
@@ -106,7 +117,7 @@ class TransactionalProducer(Protocol):
         """Add the consumed positions to the transaction."""
 
     def commit(self) -> dict[TopicPartition, int]:
-        """Flush and commit; retried while retriable. Raises `Aborted` or `Fenced`.
+        """Flush and commit; retried while retriable.
 
         Returns the highest offset that this transaction wrote to each partition.
         """
@@ -170,6 +181,12 @@ class PartitionStore(Protocol):
 
     def apply(self, puts: Iterable[Put], offsets: Mapping[str, int]) -> None:
         """All puts and offsets in one atomic batch."""
+
+    def erase(self, keys: Collection[bytes]) -> None:
+        """What was deleted under these keys is gone from the files on return, keys included.
+
+        Costs as much as writing the store anew, whatever the number of keys: call it for many.
+        """
 
     def restored(self) -> None:
         """The store has everything its changelogs hold, and follows them from now on."""

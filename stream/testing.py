@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from stream.errors import Aborted, Fenced, OffsetOutOfRange
+from stream.errors import Aborted, OffsetOutOfRange, ProducerFenced
 from stream.ports import BEGINNING, Message, Positions, RebalanceListener, Record, TopicPartition
 from stream.testing_log import MemoryLog, Transaction
 
@@ -169,6 +169,9 @@ class MemoryProducer:
             raise Aborted("the broker aborted it", reason="unknown_server_error")
         transaction = self._log.transactions.pop(self._id)
         self._log.end_transaction(transaction, "committed")
+        if self._log.unheard_commits > 0:
+            self._log.unheard_commits -= 1
+            raise ProducerFenced(f"transactional id {self._id}: no answer to the commit")
         return transaction.last
 
     def abort(self) -> None:
@@ -178,12 +181,16 @@ class MemoryProducer:
         if transaction is not None:
             self._log.end_transaction(transaction, "aborted")
 
+    def renew(self) -> None:
+        """Begin anew with the same id, after an error that this producer does not survive."""
+        self.init()
+
     def close(self) -> None:
         """Stop; an open transaction is left to the next `init` of this id."""
 
     def _check_epoch(self) -> None:
         if self._epoch != self._log.epochs.get(self._id):
-            raise Fenced(f"transactional id {self._id}")
+            raise ProducerFenced(f"transactional id {self._id}")
 
 
 class MemoryReader:

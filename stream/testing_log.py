@@ -57,6 +57,8 @@ class MemoryLog:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.failing_commits = 0
         """How many of the next commits end as aborted, through no fault of the batch."""
+        self.unheard_commits = 0
+        """How many of the next commits go through without their producer hearing of it."""
         self._clock = clock
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._limits: dict[str, int] = {}

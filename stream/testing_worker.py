@@ -205,7 +205,7 @@ class MemoryWorld:
     def run(self, turns: int = 8) -> None:
         """Let the worker turn until it has read everything; `turns` at least."""
         for _ in range(turns):
-            self.worker.turn()
+            self.worker.patient_turn()
 
     def wipe(self) -> None:
         """Lose the disk."""

@@ -43,6 +43,7 @@ __all__ = [
     "Records",
     "copied",
     "duplicate_mask",
+    "excess_mask",
     "fold_events",
     "fold_impressions",
     "has_adapter",
@@ -72,6 +73,7 @@ PENDING, IGNORED = 1, 2
 """Status of an impression: waiting for the feedback window, or shown and not acted on."""
 
 _LAST_SECOND = 2**32 - 1
+_MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,24 @@ def duplicate_mask(records: Records, ids: Hashes, mask: Bools) -> Bools:
     again[order[1:]] |= (np.diff(user[order]) == 0) & (id_[order[1:]] == id_[order[:-1]])
     out = np.zeros_like(mask)
     out[user, place] = again
+    return out
+
+
+def excess_mask(records: Records, times: Ints, mask: Bools, most: int) -> Bools:
+    """Events [n, t] with `most` others of the same user within a minute before or after them.
+
+    Those in the support set count, and those of this block that are accepted; so the answer
+    depends on the events alone, not on how they came in batches.
+    """
+    support = records["support"]
+    held = support["item"] != 0
+    out = np.zeros_like(mask)
+    for place in range(mask.shape[1]):
+        at = times[:, place, None]
+        near = (held & (np.abs(support["time"] - at) < _MINUTE_MS)).sum(1)
+        accepted = mask[:, :place] & ~out[:, :place]
+        near += (accepted & (np.abs(times[:, :place] - at) < _MINUTE_MS)).sum(1)
+        out[:, place] = mask[:, place] & (near >= most)
     return out
 
 

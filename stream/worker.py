@@ -1,7 +1,7 @@
-"""The worker: poll, compute, commit, apply; give and take partitions; stop.
+"""The worker: poll, compute, commit, apply; wait for the broker; stop.
 
 The numbers are those of the commit protocol in docs/architecture.md, which says for every step
-why a crash there loses nothing and repeats nothing.
+why a crash there loses nothing and repeats nothing. `stream.partitions` has steps 2, 3 and 10.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from stream import log
+from stream import checkpoints, log
+from stream.batch_limit import BatchLimit
+from stream.checkpoints import Checkpoint
 from stream.config import Settings
-from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange
+from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange, ProducerFenced
+from stream.lag import LagWatch
 from stream.metrics import Metrics
+from stream.partitions import CHANGELOGS, Partitions
 from stream.pipeline import Outcome, Pipeline
 from stream.ports import (
     BEGINNING,
@@ -26,12 +30,15 @@ from stream.ports import (
     TopicPartition,
     TransactionalProducer,
 )
-from stream.restore import Restore
+from stream.store_errors import Corrupt
 
 _log = log.get("worker")
 
-LAG_INTERVAL = 2.0
-"""Seconds between two looks at the end offsets."""
+HOUSEKEEPING_S = 2.0
+"""Seconds between two looks at the end offsets and at stores that are no longer owned."""
+
+BROKER_WAIT_S = 1.0
+"""Seconds between two attempts while no broker answers."""
 
 ITEMS_A_TURN = 64
 """New items taken in between two batches: encoding them must not hold up the users."""
@@ -50,21 +57,9 @@ class Ports:
     items: Tail
     signals: Tail
     open_store: Callable[[int], PartitionStore]
-    sweep: Callable[[Collection[int]], object] = lambda owned: None
+    tidy: Callable[[Collection[int]], object] = lambda owned: None
     """Told now and then which partitions are owned, to let go of what others left behind."""
-
-
-@dataclass
-class Owned:
-    """A partition that this worker serves or is about to serve."""
-
-    events: TopicPartition
-    store: PartitionStore
-    restore: Restore | None
-    resumed: bool = False
-    position: int = -1
-    timestamp: int = -1
-    expected: int = -1  # the next offset, where it was no longer in the log
+    checkpoint: Checkpoint = checkpoints.ignore
 
 
 class Worker:
@@ -77,23 +72,30 @@ class Worker:
         self._ports = ports
         self._pipeline = pipeline
         self._metrics = metrics
-        self._owned: dict[int, Owned] = {}
+        self._partitions = Partitions(
+            settings.kafka,
+            ports.consumer,
+            ports.reader,
+            ports.open_store,
+            pipeline,
+            metrics,
+            ports.checkpoint,
+        )
+        self._lag = LagWatch(ports.reader, metrics)
+        self._limit = BatchLimit(settings.batch.max_events)
         self._stop = threading.Event()
-        self._joined = False
-        self._limit = settings.batch.max_events
-        self._failures = 0
-        self._suspects: list[tuple[int, int]] = []
+        self._in_doubt = False  # the broker may have more, or less, than the stores
         self._turned = time.monotonic()
-        self._lag_due = 0.0
+        self._housekeeping_due = 0.0
 
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`, through outages of the brokers."""
         self.start()
         try:
             while not self._stop.is_set():
-                self.turn()
+                self.patient_turn()
         finally:
             self._close()
 
@@ -101,215 +103,182 @@ class Worker:
         """Ask the loop to end after the batch in hand; may be called from a signal handler."""
         self._stop.set()
 
+    def patient_turn(self) -> None:
+        """A turn; what the broker or a store could not do is tried again in the next one."""
+        try:
+            self.turn()
+        except BrokerUnavailable as error:
+            _log.warning("waiting for the broker", why=error.detail)
+            self._stop.wait(BROKER_WAIT_S)
+        except ProducerFenced as error:
+            _log.warning("transaction given up", why=error.detail)
+        except Corrupt as error:
+            _log.error("a store broke", why=error.detail)
+            self._in_doubt = True
+
     def turn(self) -> None:
         """One round: follow items and signals, restore a little, serve one batch."""
         self._turned = time.monotonic()
+        if self._in_doubt:
+            self._start_over()
         self._follow()
-        busy = self._restore_some()
-        records = self._consume(0.0 if busy else self._linger)
+        busy = self._partitions.restore_some()
+        if self._ports.items.caught_up() and self._ports.signals.caught_up():
+            self._partitions.resume_ready()
+        records = self._consume(0.0 if busy else self._settings.batch.linger_ms / 1000)
         if records or self._pipeline.cold_due():
             self._serve(records)
-        self._observe_lag()
+        self._sweep()
+        self._keep_house()
 
     def _consume(self, timeout: float) -> list[Record]:
         try:
-            return self._ports.consumer.consume(self._limit, timeout)
+            return self._ports.consumer.consume(self._limit.records, timeout)
         except OffsetOutOfRange as missing:
             self._begin(TopicPartition(missing.topic, missing.partition))
             return []
 
     def _begin(self, tp: TopicPartition) -> None:
         """Go to the oldest record: nothing was read yet, or retention has overtaken the worker."""
-        if tp.partition in self._owned:
-            self._owned[tp.partition].expected = self._ports.consumer.committed([tp]).get(tp, -1)
+        if tp.partition in self._partitions.numbers():
+            committed = self._ports.consumer.committed([tp]).get(tp, -1)
+            self._partitions.expect(tp.partition, committed)
             self._ports.consumer.seek({tp: BEGINNING})
-
-    @property
-    def _linger(self) -> float:
-        return self._settings.batch.linger_ms / 1000
-
-    # -- step 1: start ------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Fence what a dead twin left, then join the group."""
-        self._ports.producer.init()
-        self._ports.consumer.subscribe(self._settings.kafka.topic("events"), self)
-        _log.info(
-            "started",
-            topic=self._settings.kafka.topic("events"),
-            group=self._settings.kafka.group_id,
-        )
-
-    # -- steps 2 and 3: partitions come, are restored, and are served -------------------------
-
-    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """Open each store and begin to restore it; the partition stays paused until then."""
-        for tp in partitions:
-            store = self._ports.open_store(tp.partition)
-            changelogs = {
-                role: TopicPartition(self._settings.kafka.topic(role), tp.partition)
-                for role in ("state", "signals")
-            }
-            restore = Restore(self._ports.reader, store, changelogs)
-            self._owned[tp.partition] = Owned(tp, store, restore)
-        self._joined = True  # last, or else /readyz would find nothing that is not served yet
-        self._count_partitions()
-        _log.info("assigned", partitions=[tp.partition for tp in partitions])
-
-    def _restore_some(self) -> bool:
-        """Advance every restore by one batch; whether any is still under way."""
-        waiting = [o for o in self._owned.values() if o.restore is not None]
-        for owned in waiting:
-            if owned.restore is not None and not owned.restore.step():
-                self._restored(owned, owned.restore)
-        self._resume_ready()
-        self._count_partitions()
-        return bool(waiting)
-
-    def _restored(self, owned: Owned, restore: Restore) -> None:
-        self._metrics.restored.inc(restore.records)
-        _log.info(
-            "restored",
-            partition=owned.events.partition,
-            records=restore.records,
-            seconds=round(restore.seconds, 3),
-        )
-        owned.restore = None
-
-    def _resume_ready(self) -> None:
-        if not (self._ports.items.caught_up() and self._ports.signals.caught_up()):
-            return
-        ready = [o for o in self._owned.values() if o.restore is None and not o.resumed]
-        for owned in ready:
-            owned.resumed = True
-            self._pipeline.serve(owned.events.partition, owned.store)
-        if ready:
-            self._ports.consumer.resume([o.events for o in ready])
 
     def _follow(self) -> None:
         """Take in what came on `items` and what other workers wrote to `signals`."""
         items, signals = self._ports.items, self._ports.signals
         self._pipeline.take_items(items.poll(ITEMS_A_TURN if items.caught_up() else ITEMS_AT_START))
         if items.caught_up():  # signals speak of items
-            foreign = [r for r in signals.poll() if not self._serves(r.partition)]
-            self._pipeline.take_signals(foreign)
+            mine = self._partitions.served()
+            self._pipeline.take_signals([r for r in signals.poll() if r.partition not in mine])
 
-    def _serves(self, partition: int) -> bool:
-        owned = self._owned.get(partition)
-        return owned is not None and owned.resumed
+    # -- step 1: start; step 2 and 10 come from the consumer ----------------------------------
+
+    def start(self) -> None:
+        """Fence what a dead twin left, then join the group."""
+        kafka = self._settings.kafka
+        self._ports.producer.init()
+        self._ports.consumer.subscribe(kafka.topic("events"), self)
+        _log.info("started", topic=kafka.topic("events"), group=kafka.group_id)
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """These partitions came in addition."""
+        self._partitions.assigned(partitions)
+
+    def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
+        """These partitions go away."""
+        self._partitions.revoked(partitions, lost=lost)
+        for tp in partitions:
+            self._lag.forget(tp)
 
     # -- steps 4 to 9: a batch ----------------------------------------------------------------
 
     def _serve(self, records: list[Record]) -> None:
-        records = [r for r in records if self._serves(r.partition)]
-        self._count_gaps(records)
-        started = time.perf_counter()
-        outcome = self._pipeline.process(
-            records, self._stores(), condemned=self._condemned(records)
-        )
+        records = [r for r in records if self._partitions.serves(r.partition)]
+        if records:
+            self._ports.checkpoint(checkpoints.CONSUMED)
+            self._count_gaps(records)
+        began, condemned = time.perf_counter(), self._limit.condemned(records)
+        outcome = self._pipeline.process(records, self._partitions.stores(), condemned=condemned)
+        if records:
+            self._ports.checkpoint(checkpoints.COMPUTED)
+        if self._transact(outcome, records, began):
+            self._limit.committed()
+
+    def _sweep(self) -> None:
+        """A transaction that follows from no record: users who no longer act are forgotten."""
+        began = time.perf_counter()
+        outcome = self._pipeline.sweep(self._partitions.stores())
+        if outcome.messages:
+            self._transact(outcome, [], began)
+
+    def _transact(self, outcome: Outcome, records: Sequence[Record], began: float) -> bool:
+        """Steps 6 to 9 of a batch or a sweep that began then; whether it was committed."""
         try:
             written = self._commit(outcome)
         except Aborted as error:
             self._retreat(records, error)
-            return
+            return False
+        except (ProducerFenced, BrokerUnavailable):
+            self._in_doubt = True  # committed or not: only the broker knows
+            raise
         self._apply(outcome, written)
-        self._pipeline.committed(outcome, seconds=time.perf_counter() - started)
-        self._failures = 0
-        self._limit = min(self._settings.batch.max_events, 2 * self._limit)
+        self._pipeline.committed(outcome, seconds=time.perf_counter() - began)
+        return True
 
     def _count_gaps(self, records: Sequence[Record]) -> None:
         """What retention deleted before it was read is lost: say how much."""
-        for owned in [o for o in self._owned.values() if o.expected >= 0]:
-            first = next((r.offset for r in records if r.partition == owned.events.partition), -1)
-            if first >= 0:
-                lost, owned.expected = first - owned.expected, -1
+        first = {r.partition: r.offset for r in reversed(records)}
+        for partition, offset in first.items():
+            if lost := self._partitions.gap_before(partition, offset):
                 self._metrics.gaps.inc(lost)
-                if lost:
-                    _log.error("events lost", partition=owned.events.partition, count=lost)
+                _log.error("events lost", partition=partition, count=lost)
 
     def _commit(self, outcome: Outcome) -> dict[TopicPartition, int]:
         """Steps 6 to 8: changelog, lists, dead letters and offsets, all or nothing."""
-        producer = self._ports.producer
+        producer, passed = self._ports.producer, self._passing(outcome)
         with self._pipeline.stage("produce"):
             producer.begin()
+            passed(checkpoints.BEGUN)
             producer.produce(outcome.messages)
+            passed(checkpoints.PRODUCED)
         with self._pipeline.stage("commit"):
-            positions = outcome.positions or self._positions()
+            positions = outcome.positions or self._partitions.positions()
             producer.send_offsets(positions, self._ports.consumer.group_metadata())
-            return producer.commit()
+            passed(checkpoints.OFFSETS_SENT)
+            passed(checkpoints.COMMITTING)
+            written = producer.commit()
+        passed(checkpoints.COMMITTED)
+        return written
+
+    def _passing(self, outcome: Outcome) -> Checkpoint:
+        """Tells checkpoints, with another name where no records were read."""
+        tell = self._ports.checkpoint
+        return tell if outcome.positions else lambda point: tell(checkpoints.SWEEP + point)
 
     def _apply(self, outcome: Outcome, written: dict[TopicPartition, int]) -> None:
         """Step 9: the stores follow the committed changelog, one write batch a partition."""
-        kafka = self._settings.kafka
+        kafka, passed = self._settings.kafka, self._passing(outcome)
+        stores = self._partitions.stores()
         with self._pipeline.stage("apply"):
             for partition, puts in outcome.puts.items():
-                offsets = {
-                    role: written[TopicPartition(kafka.topic(role), partition)]
-                    for role in ("state", "signals")
-                    if TopicPartition(kafka.topic(role), partition) in written
-                }
-                self._owned[partition].store.apply(puts, offsets)
-        for tp, position in outcome.positions.items():
-            owned = self._owned[tp.partition]
-            owned.position, owned.timestamp = position, outcome.timestamps[tp]
+                topics = {role: TopicPartition(kafka.topic(role), partition) for role in CHANGELOGS}
+                offsets = {role: written[tp] for role, tp in topics.items() if tp in written}
+                stores[partition].apply(puts, offsets)
+                passed(checkpoints.APPLYING)
+        self._partitions.handled(outcome.positions)
+        self._lag.handled(outcome.positions, outcome.timestamps)
+        passed(checkpoints.APPLIED)
 
     def _retreat(self, records: Sequence[Record], error: Aborted) -> None:
         """Drop the overlay and read the batch again; a batch that keeps failing is halved."""
-        self._ports.producer.abort()
-        self._pipeline.aborted()
-        first: dict[TopicPartition, int] = {}
-        for record in reversed(records):
-            first[TopicPartition(record.topic, record.partition)] = record.offset
-        self._ports.consumer.seek(first)
         self._metrics.aborts.labels(error.reason).inc()
-        if error.blames_batch:
-            suspects = [(r.partition, r.offset) for r in records]
-            self._failures = self._failures + 1 if suspects == self._suspects else 1
-            self._suspects = suspects
-        if self._failures >= 2 and len(records) > 1:
-            self._limit = max(1, len(records) // 2)
-        _log.warning("aborted", records=len(records), reason=error.reason, next_limit=self._limit)
-
-    def _condemned(self, records: Sequence[Record]) -> bool:
-        """Whether this one event made its transaction fail twice and goes to dead letters."""
-        return (
-            self._failures >= 2
-            and len(records) == 1
-            and self._suspects == [(r.partition, r.offset) for r in records]
+        try:
+            self._ports.producer.abort()
+        except (ProducerFenced, BrokerUnavailable):
+            self._in_doubt = True
+            raise
+        self._pipeline.aborted()
+        first = {TopicPartition(r.topic, r.partition): r.offset for r in reversed(records)}
+        self._ports.consumer.seek(first)
+        self._limit.aborted(records, blames_batch=error.blames_batch)
+        _log.warning(
+            "aborted", records=len(records), reason=error.reason, next_limit=self._limit.records
         )
 
-    def _positions(self) -> dict[TopicPartition, int]:
-        """Unchanged offsets for a transaction that read nothing: they carry the fence."""
-        known = {o.events: o.position for o in self._owned.values() if o.position >= 0}
-        missing = [o.events for o in self._owned.values() if o.resumed and o.position < 0]
-        if not missing:
-            return known
-        committed = self._ports.consumer.committed(missing)
-        fresh = [tp for tp in missing if tp not in committed]
-        return {**known, **committed, **self._ports.reader.start_offsets(fresh)}
-
-    def _stores(self) -> dict[int, PartitionStore]:
-        return {p: o.store for p, o in self._owned.items() if o.resumed}
-
-    # -- step 10: partitions go ---------------------------------------------------------------
-
-    def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
-        """Nothing to flush: what was committed is in the changelog. Close and forget."""
-        for tp in partitions:
-            owned = self._owned.pop(tp.partition, None)
-            if owned is not None:
-                self._pipeline.closed(tp.partition)
-                owned.store.close()
-                self._metrics.forget_partition(tp.partition)
-        self._count_partitions()
-        _log.info("revoked", partitions=[tp.partition for tp in partitions], lost=lost)
+    def _start_over(self) -> None:
+        """Steps 1 to 3 without leaving the group: the broker's word alone counts."""
+        _log.warning("starting over", why="what became of the last transaction is not known")
+        self._metrics.restarts.inc()
+        self._ports.producer.renew()
+        self._partitions.start_over()
+        self._in_doubt = False
 
     def _close(self) -> None:
         """Stop without leaving the group: a static member that comes back takes over at once."""
         self._ports.consumer.close()
-        for owned in self._owned.values():
-            owned.store.close()
-        self._owned.clear()
+        self._partitions.close()
         for tail in (self._ports.items, self._ports.signals):
             tail.close()
         _log.info("stopped")
@@ -323,40 +292,18 @@ class Worker:
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Whether every partition of this worker is served."""
-        owned = dict(self._owned)  # in one go: the loop's thread changes it meanwhile
-        served = sorted(p for p, o in owned.items() if o.resumed)
-        restores = {p: o.restore for p, o in owned.items()}
-        restoring = {p: r.progress() for p, r in restores.items() if r is not None}
+        ready, details = self._partitions.ready()
         caught_up = self._ports.items.caught_up()
-        details: dict[str, object] = {
-            "joined": self._joined,
-            "serving": served,
-            "restoring": restoring,
-            "items_read": caught_up,
-            "items": self._pipeline.items(),
-        }
-        return self._joined and caught_up and len(served) == len(owned), details
+        details |= {"items_read": caught_up, "items": self._pipeline.items()}
+        return ready and caught_up, details
 
-    def _count_partitions(self) -> None:
-        restoring = sum(o.restore is not None for o in self._owned.values())
-        self._metrics.restoring.set(restoring)
-        self._metrics.partitions.set(len(self._owned) - restoring)
-
-    def _observe_lag(self) -> None:
-        """Lag in messages, and in seconds: the age of the newest record handled, 0 at the end."""
-        if time.monotonic() < self._lag_due:
+    def _keep_house(self) -> None:
+        """Now and then: look at the lag, let go of stores of others, erase what was forgotten."""
+        if time.monotonic() < self._housekeeping_due:
             return
-        self._lag_due = time.monotonic() + LAG_INTERVAL
-        self._ports.sweep(self._owned.keys())
-        served = [o for o in self._owned.values() if o.position >= 0]
+        self._housekeeping_due = time.monotonic() + HOUSEKEEPING_S
+        self._ports.tidy(self._partitions.numbers())
         try:
-            ends = self._ports.reader.end_offsets([o.events for o in served]) if served else {}
+            self._lag.observe(self._partitions.served().values())
         except BrokerUnavailable as error:
             _log.warning("lag unknown", why=error.detail)
-            return
-        for owned in served:
-            behind = max(0, ends.get(owned.events, owned.position) - owned.position)
-            age = max(0.0, time.time() - owned.timestamp / 1000) if behind else 0.0
-            label = str(owned.events.partition)
-            self._metrics.lag_messages.labels(label).set(behind)
-            self._metrics.lag_seconds.labels(label).set(age)

@@ -11,6 +11,7 @@ from stream.errors import (
     ConfigError,
     Fenced,
     InnerloopError,
+    ProducerFenced,
     TopicError,
 )
 
@@ -34,13 +35,16 @@ class KafkaErrorLike(Protocol):
         """Whether the transaction must be aborted."""
 
 
+_TWIN = "FENCED_INSTANCE_ID"
 _FENCED = {
     "_FENCED",
     "PRODUCER_FENCED",
     "INVALID_PRODUCER_EPOCH",
-    "FENCED_INSTANCE_ID",
+    "INVALID_TXN_STATE",
+    "INVALID_PRODUCER_ID_MAPPING",
     "TRANSACTION_COORDINATOR_FENCED",
 }
+"""By a twin, or by the broker that timed the transaction out: only a new epoch can tell."""
 _LOST_GROUP = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"}
 _UNREACHABLE = {
     "_TRANSPORT",
@@ -83,8 +87,10 @@ def is_denied(name: str) -> bool:
 def translate(error: KafkaErrorLike, doing: str) -> InnerloopError:
     """The error to be raised; `doing` says what was tried, with its subject."""
     name, detail = error.name(), f"{doing}: {error.str()}"
-    if name in _FENCED:
+    if name == _TWIN:
         return Fenced(detail)
+    if name in _FENCED:
+        return ProducerFenced(detail)
     if is_denied(name):
         return AccessDenied(detail)
     if error.txn_requires_abort() or name in _LOST_GROUP or name in _BAD_CONTENT:
@@ -94,6 +100,8 @@ def translate(error: KafkaErrorLike, doing: str) -> InnerloopError:
         return TopicError(detail, remedy="Create it with `innerloop topics create`.")
     if name in _UNREACHABLE:
         return BrokerUnavailable(detail)
+    if error.fatal():
+        return ProducerFenced(detail)
     if name in {"_INVALID_ARG", "INVALID_CONFIG", "INVALID_REPLICATION_FACTOR"}:
         return ConfigError(detail)
     return InnerloopError(f"{detail} ({name})")

@@ -72,7 +72,7 @@ class TransactionalProducer:
         """Add the consumed positions to the transaction.
 
         Raises `Aborted` from a member that lost its partitions, `Fenced` from one whose instance
-        id is used by another.
+        id is used by another, `ProducerFenced` after a transaction that took too long.
         """
         offsets = native_positions(positions)
         with self._trouble.explained("adding offsets to the transaction"):
@@ -84,7 +84,7 @@ class TransactionalProducer:
             )
 
     def commit(self) -> dict[TopicPartition, int]:
-        """Flush and commit; retried while retriable. Raises `Aborted` or `Fenced`.
+        """Flush and commit; retried while retriable. Errors as in `stream.ports`.
 
         Returns the highest offset that this transaction wrote to each partition.
         """
@@ -101,20 +101,20 @@ class TransactionalProducer:
         with self._trouble.explained("aborting the transaction"):
             retried(lambda: self._producer.abort_transaction(CONNECT_S), self._patience)
             self._producer.flush(CONNECT_S)  # reports on what was thrown away end here
-        if self._refused is not None:
-            self._renew()
+        if self._refused is not None:  # sequence numbers are behind: it would abort again
+            self.renew()
+
+    def renew(self) -> None:
+        """A new producer of the same id: the broker ends what the old one left open."""
+        self.close()
+        self._trouble = Trouble()
+        self._producer = connect(ck.Producer, self._properties, self._trouble)
+        self.init()
 
     def close(self) -> None:
         """Stop; an open transaction is aborted, by the next `init` of this id at the latest."""
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             self._producer.close()
-
-    def _renew(self) -> None:
-        """A refused message leaves librdkafka's sequence numbers behind: it would abort again."""
-        self.close()
-        self._trouble = Trouble()
-        self._producer = connect(ck.Producer, self._properties, self._trouble)
-        self.init()
 
     def _delivered(self, error: ck.KafkaError | None, message: ck.Message) -> None:
         if error is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from stream.config import Settings
 from stream.message_types import Ranking
+from stream.ports import TopicPartition
 from stream.testing_worker import NOW, MemoryWorld, item
 
 FILMS = [
@@ -13,6 +15,14 @@ FILMS = [
     *(item(f"c{i}", f"Merry Wedding Party {i}", category=["Comedy"]) for i in range(12)),
     *(item(f"s{i}", f"Starship Galaxy Wars {i}", category=["Sci-Fi"]) for i in range(12)),
 ]
+
+
+DAY = 86_400.0
+
+
+def with_ttl(*, days: float) -> Settings:
+    """Settings under which users expire."""
+    return Settings(state={"ttl_days": days})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -159,6 +169,79 @@ def test_an_aborted_transaction_leaves_no_trace(world: MemoryWorld) -> None:
     assert world.lists()["ada"]["shots"] == 2
     counted = sum(s.counts[:, [0, -1]].sum() for s in world.serving.signals.values())
     assert counted == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_commit_without_an_answer_is_counted_once(world: MemoryWorld) -> None:
+    """The worker does not guess: it restores, and goes on where the group's offset is."""
+    world.run()
+    world.click("ada", "h1")
+    world.log.unheard_commits = 1
+    world.run()
+    world.click("ada", "h2")
+    world.run()
+    lists = [orjson.loads(r.value) for r in world.records("recommendations") if r.key == b"ada"]
+    assert [found["shots"] for found in lists] == [1, 2]
+    assert world.metrics.restarts.collect()[0].samples[0].value == 1
+
+
+def test_a_sweep_without_an_answer_leaves_the_offsets_where_they_are() -> None:
+    """Offsets that a sweep sends along are those of the broker, never those from before a doubt."""
+    world = MemoryWorld(FILMS, settings=with_ttl(days=1))
+    world.click("ada", "h1")
+    world.run()
+    world.log.unheard_commits = 1
+    world.click("bob", "h2", after=2 * DAY)
+    world.run(turns=20)
+    world.start()
+    world.run(turns=20)
+    lists = [r for r in world.records("recommendations") if r.key == b"bob"]
+    assert len(lists) == 1
+
+
+def test_users_who_no_longer_act_expire() -> None:
+    """Their record and list become nulls; others stay; who comes back begins anew."""
+    world = MemoryWorld(FILMS, settings=with_ttl(days=1), partitions=1)
+    world.click("ada", "h1")
+    world.click("bob", "h1", after=0.7 * DAY)
+    world.run()
+    version = world.lists()["ada"]["state_version"]
+    world.click("carl", "h2", after=0.7 * DAY)
+    world.run()
+    assert world.lists()["ada"] is None
+    assert world.lists()["bob"]["shots"] == 1
+    assert b"uada" not in world.stores[0].records
+    world.click("ada", "h3")
+    world.run()
+    assert world.lists()["ada"]["shots"] == 1
+    assert world.lists()["ada"]["state_version"] > version
+
+
+def test_more_events_in_a_minute_than_a_person_makes_are_skipped() -> None:
+    """The cap counts minutes of event time, whatever the batches; a later event is learned."""
+    settings = Settings(messages={"max_per_minute": 3})  # type: ignore[arg-type]
+    world = MemoryWorld(FILMS, settings=settings)
+    world.run()
+    for i in range(6):
+        world.click("bot", f"h{i}", after=1)
+        world.click("ada", f"c{i}", after=20)
+        if i == 3:
+            world.run()
+    world.run()
+    assert world.lists()["ada"]["shots"] == 6
+    for i in range(9):
+        world.click("bot", f"s{i}", after=1 if i else 60)
+    world.run()
+    assert world.lists()["bot"]["shots"] == 6 + 3
+    skipped = world.metrics.skipped.labels("too_many")._value.get()
+    assert skipped == 6
+
+
+def test_readiness_can_be_told_while_partitions_restore(world: MemoryWorld) -> None:
+    """What /readyz answers is JSON at every moment of a start."""
+    world.worker.assigned([TopicPartition("events", 7)])
+    ready, details = world.worker.ready()
+    assert not ready
+    assert orjson.loads(orjson.dumps(details))["restoring"] == {"7": 0.0}
 
 
 def test_forgetting_erases_the_record_and_the_list(world: MemoryWorld) -> None:
