@@ -26,8 +26,17 @@ APPLIED = "applied"  # step 9: all stores have it
 REVOKED = "revoked"  # step 10: a store was closed
 
 OF_PARTITIONS = (ASSIGNED, RESTORING, RESTORED, REVOKED)
-OF_TRANSACTIONS = (BEGUN, PRODUCED, OFFSETS_SENT, COMMITTING, COMMITTED, APPLYING, APPLIED)
-OF_BATCHES = (CONSUMED, COMPUTED, *OF_TRANSACTIONS)
+OF_TRANSACTIONS = (
+    COMPUTED,
+    BEGUN,
+    PRODUCED,
+    OFFSETS_SENT,
+    COMMITTING,
+    COMMITTED,
+    APPLYING,
+    APPLIED,
+)
+OF_BATCHES = (CONSUMED, *OF_TRANSACTIONS)
 
 SWEEP = "sweep_"
 """Before the names of the points of a transaction that read no records."""

@@ -181,8 +181,6 @@ class Worker:
             self._count_gaps(records)
         began, condemned = time.perf_counter(), self._limit.condemned(records)
         outcome = self._pipeline.process(records, self._partitions.stores(), condemned=condemned)
-        if records:
-            self._ports.checkpoint(checkpoints.COMPUTED)
         if self._transact(outcome, records, began):
             self._limit.committed()
 
@@ -195,6 +193,7 @@ class Worker:
 
     def _transact(self, outcome: Outcome, records: Sequence[Record], began: float) -> bool:
         """Steps 6 to 9 of a batch or a sweep that began then; whether it was committed."""
+        self._passing(outcome)(checkpoints.COMPUTED)
         try:
             written = self._commit(outcome)
         except Aborted as error:

@@ -26,6 +26,10 @@ from stream.kafka.properties import group_consumer
 from stream.ports import Positions, RebalanceListener, Record, TopicPartition
 
 
+WAKE_S = 0.2
+"""How long a question that only wakes librdkafka may take."""
+
+
 class GroupConsumer:
     """`stream.ports.GroupConsumer` over the classic protocol."""
 
@@ -95,6 +99,15 @@ class GroupConsumer:
         self._paused.difference_update(partitions)
         with self._trouble.explained("resuming"):
             self._consumer.resume(native(tp for tp in partitions if tp not in self._seeks))
+        self._wake(partitions)
+
+    def _wake(self, partitions: Iterable[TopicPartition]) -> None:
+        """librdkafka looks for resumed partitions once a second, and after any answer at once."""
+        for tp in native(partitions):
+            try:
+                self._consumer.get_watermark_offsets(tp, timeout=WAKE_S, cached=False)
+            except ck.KafkaException:
+                return
 
     def seek(self, positions: Positions) -> None:
         """Go on from these offsets; `BEGINNING` = the oldest record. Others' are ignored."""

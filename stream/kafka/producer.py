@@ -38,6 +38,7 @@ class TransactionalProducer:
         """Fence older producers of the same id and abort what they left open."""
         with self._trouble.explained("starting the producer"):
             retried(lambda: self._producer.init_transactions(CONNECT_S), self._patience)
+            self._producer.list_topics(timeout=CONNECT_S)  # or the first message waits a second
 
     def begin(self) -> None:
         """Open a transaction."""
