@@ -28,7 +28,9 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: demo test check bench format docs install lock clean help
+HOURS ?= 0
+
+.PHONY: demo test check bench chaos fuzz format docs install lock clean help
 
 demo: $(READY)     ## see it work: broker, training, live traffic, two new users
 	@$(BIN)/innerloop demo $(ARGS)
@@ -44,6 +46,12 @@ check: $(INSTALLED)  ## check format, lint, types and the layers of imports
 
 bench: $(READY)    ## measure against a transactional pass-through on the same broker
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(INSTALLED)   ## feed a million damaged messages and records to what reads them
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+chaos: $(READY)    ## kill workers and brokers at random, then check every list; HOURS=8 goes on
+	@$(BIN)/python -m tests.chaos --hours $(HOURS) $(ARGS)
 
 format: $(INSTALLED) ## correct format and lint where that can be done by itself
 	@$(BIN)/ruff format .

@@ -20,8 +20,8 @@ from stream.user_state import USER, Layout, Records
 CHUNK = 1_000
 """Records looked at between two batches."""
 
-PAUSE_S = 60.0
-"""Seconds between two passes over a partition."""
+PAUSE_S = (1.0, 60.0)
+"""Least and most seconds between two passes over a partition; a tenth of the ttl between them."""
 
 _DAY_MS = 86_400_000
 
@@ -45,6 +45,7 @@ class Expiry:
     ) -> None:
         """Without `ttl_days` nobody expires; `clock` paces the passes."""
         self._ttl_ms = None if ttl_days is None else round(ttl_days * _DAY_MS)
+        self._pause_s = min(max(PAUSE_S[0], (self._ttl_ms or 0) / 10_000), PAUSE_S[1])
         self._layout = layout
         self._clock = clock
         self._newest: dict[int, int] = {}
@@ -70,7 +71,7 @@ class Expiry:
             walk.records = store.scan(USER)
         keys = [key for key, _ in islice(walk.records, CHUNK)]
         if len(keys) < CHUNK:
-            self._passes[partition] = _Pass(due=self._clock() + PAUSE_S)
+            self._passes[partition] = _Pass(due=self._clock() + self._pause_s)
         return self._expired(keys, store, self._newest[partition] - self._ttl_ms)
 
     def _expired(self, keys: list[bytes], store: PartitionStore, before: int) -> list[bytes]:

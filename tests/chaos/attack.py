@@ -42,6 +42,7 @@ class Tormentor:
     session_s: float
     halt: threading.Event
     points: tuple[str, ...] = POINTS
+    only_kills: bool = False
     committed_before: bool = False  # whether the life before committed a batch
     troubles: list[str] = field(default_factory=list)
 
@@ -55,6 +56,7 @@ class Tormentor:
 
     def _next_plan(self) -> Plan:
         luck, delay = self.random.random(), self.random.random()
+        luck = 1.0 if self.only_kills else luck
         if luck < 0.06:
             point = self.random.choice(STOPS)
             point = self.random.choice(["", SWEEP]) + point
@@ -64,7 +66,7 @@ class Tormentor:
         if luck < 0.14:  # a slow disk
             return Plan(action="wait", point=checkpoints.APPLYING, delay_s=2 * delay)
         if luck < 0.20:  # at any moment
-            return Plan(delay_s=0.05 + delay, point=checkpoints.APPLIED)
+            return Plan(delay_s=0.05 + delay, point=checkpoints.APPLIED, commits=0)
         point = self.tally.rarest(self.points)
         wait = 0.01 * delay if point.endswith(checkpoints.COMMITTING) else 0.0
         return Plan(point=point, delay_s=wait, commits=0 if point in AT_START else 1)

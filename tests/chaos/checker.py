@@ -325,8 +325,8 @@ def _share(waits: Iterable[tuple[int, float, float]], log: _Log) -> float:
         begin = max(start, reached.get(partition, start))
         busy += max(0.0, end - begin)
         reached[partition] = max(end, begin)
-    stamps = [stamp for history in log.histories.values() for stamp in history.stamps]
-    span = (max(stamps) - min(stamps)) / 1000 if stamps else 0.0
+    stamps = [stamp / 1000 for history in log.histories.values() for stamp in history.stamps]
+    span = max([*stamps, *reached.values()]) - min(stamps) if stamps else 0.0
     partitions = len({history.partition for history in log.histories.values()})
     return busy / (partitions * span) if span else 0.0
 

@@ -39,7 +39,7 @@ class Plan:
     at: int = 1
     action: Literal["kill", "stop", "wait"] = "kill"
     delay_s: float = 0.0  # before a kill or a stop, which then hits what comes after the point
-    commits: int = 1  # batches that must have been committed before, of this process
+    commits: int = 1  # batches that this process must have committed and applied before
     file_limit: int = 0  # bytes that a file may have; 0 = no limit; what a full disk looks like
 
 
@@ -48,17 +48,16 @@ class Saboteur:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._commits = 0
+        self._batches = 0
         self._passed = 0
 
     def __call__(self, point: str) -> None:
         """The worker came to this point."""
-        self._commits += point == checkpoints.COMMITTED
-        if point != self._plan.point or self._commits < self._plan.commits:
-            return
-        self._passed += 1
-        if self._passed == self._plan.at:
-            self._act(point)
+        if point == self._plan.point and self._batches >= self._plan.commits:
+            self._passed += 1
+            if self._passed == self._plan.at:
+                self._act(point)
+        self._batches += point == checkpoints.APPLIED
 
     def _act(self, point: str) -> None:
         sys.stderr.write(json.dumps({"event": "sabotage", "point": point}) + "\n")

@@ -43,6 +43,7 @@ class Plan:
     rate: float = 150.0  # events a second
     broker_pause_s: float = 45.0
     points: tuple[str, ...] = POINTS
+    only_kills: bool = False  # no stops, no full or slow disks, nobody who joins and leaves
     replay: bool = True  # hold stores and records against the log afterwards
 
 
@@ -139,10 +140,10 @@ def _attackers(
     dice = [random.Random(1_000 * plan.seed + i) for i in range(len(workers))]
     return [
         *(
-            Tormentor(w, tally, own, session_s, halt, plan.points)
+            Tormentor(w, tally, own, session_s, halt, plan.points, plan.only_kills)
             for w, own in zip(workers[:-1], dice[:-1], strict=True)
         ),
-        Guest(workers[-1], tally, dice[-1], session_s, halt),
+        *([] if plan.only_kills else [Guest(workers[-1], tally, dice[-1], session_s, halt)]),
     ]
 
 

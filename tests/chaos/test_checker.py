@@ -131,7 +131,7 @@ def test_a_zombie_that_sweeps_is_found_where_the_fence_is_missing(
     sleeper, others = users[0], iter(users[1:])
     with ExitStack() as stack:
         zombie, heir = (stack.enter_context(scene.worker(name)) for name in ("one", "two"))
-        zombie.start(Plan(action="stop", point="sweep_computed", at=2), fault)
+        zombie.start(Plan(action="stop", point="sweep_computed"), fault)
         scene.act(sleeper)
         eventually(lambda: scene.topics.lists(sleeper), zombie.text)
         slept = time.monotonic()
