@@ -67,18 +67,23 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
 
 def open_stores(settings: Settings) -> Stores:
     """The state folder of this worker, locked; stores of another cluster will be wiped."""
-    kafka = settings.kafka
-    state, signals = kafka.topic("state"), kafka.topic("signals")
-    with Admin(kafka) as admin:
-        cluster, ids = admin.cluster().id, admin.topic_ids([state, signals])
     return Stores(
         settings.state.dir,
-        Identity(cluster=cluster, state_topic=ids[state], signals_topic=ids[signals]),
+        store_identity(settings),
         configured_id=settings.worker_id,
         cache_mb=settings.state.cache_mb,
         write_buffer_mb=settings.state.write_buffer_mb,
         max_idle_s=settings.state.forget_within_hours * 3_600,
     )
+
+
+def store_identity(settings: Settings) -> Identity:
+    """Whose state the stores of these topics hold."""
+    kafka = settings.kafka
+    state, signals = kafka.topic("state"), kafka.topic("signals")
+    with Admin(kafka) as admin:
+        cluster, ids = admin.cluster().id, admin.topic_ids([state, signals])
+    return Identity(cluster=cluster, state_topic=ids[state], signals_topic=ids[signals])
 
 
 def load_bundle(settings: Settings) -> Bundle:

@@ -22,10 +22,19 @@ COMMANDS = {
     "train": "Meta-train a model on logged events and write a bundle.",
     "evaluate": "Measure a bundle on logged events: predict, then learn.",
     "inspect": "Show what is known of a user.",
+    "explain": "Say what moved an item in a user's list.",
+    "forget": "Erase a user.",
+    "dead-letters": "List what could not be used, show it, send it back.",
+    "replay": "Prove that state follows from the log.",
     "doctor": "Check this machine, the broker and the topics.",
     "version": "Print versions.",
 }
-"""Name and one line of help of every command; the module `stream.commands.NAME` holds it."""
+"""Name and one line of help of every command; the module `stream.commands.NAME` holds it,
+with `_` for `-`."""
+
+
+def _module(command: str) -> str:
+    return "stream.commands." + command.replace("-", "_")
 
 
 class LazyGroup(TyperGroup):
@@ -39,7 +48,7 @@ class LazyGroup(TyperGroup):
         """The command, imported, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command = typer.main.get_command(import_module(f"stream.commands.{cmd_name}").app)
+        command = typer.main.get_command(import_module(_module(cmd_name)).app)
         command.name = cmd_name
         return command
 
@@ -87,7 +96,7 @@ def main() -> None:
             raise
         sys.stderr.write(f"innerloop: {error}. Make room or take another place.\n")
         sys.exit(6)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
 
 

@@ -119,7 +119,7 @@ class Aborted(InnerloopError):
 
 
 class UnknownUser(InnerloopError):
-    """Nothing is known of this user. Check the id and --prefix."""
+    """Nothing is known. Check the id and --prefix."""
 
 
 class UnknownItem(InnerloopError):

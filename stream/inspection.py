@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from stream.config import Settings
+from stream.errors import UnknownUser
 from stream.kafka.admin import Admin
 from stream.kafka.reader import LogReader
+from stream.message_encoding import Recommendation
 from stream.messages import Item, decode_items
 from stream.murmur2 import partition_of
 from stream.ports import LogReader as LogReaderPort
 from stream.ports import Record, TopicPartition
+from stream.tables import instant, printable
 from stream.user_state import IGNORED, PENDING, Layout, has_adapter, hash_id, seen_hashes
+
+_SHOWN = 10
+"""Places of the last list that are printed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The newest record of a user, None = no record, and where it belongs."""
+    """The newest record of a user in a topic, None = no record, and where it belongs."""
 
     partition: int
     value: bytes | None
 
 
-def stored_record(settings: Settings, user: str) -> Stored:
-    """The user's record in his partition of the `state` topic. Raises `TopicError`."""
+def stored_record(settings: Settings, user: str, role: str = "state") -> Stored:
+    """The user's record in his partition of `state` or `recommendations`. Raises `TopicError`."""
     kafka, key = settings.kafka, user.encode()
     with Admin(kafka) as admin:
-        partitions = admin.partitions(kafka.topic("state"))
+        partitions = admin.partitions(kafka.topic(role))
         tp = partitions[partition_of(key, len(partitions), kafka.partitioner)]
         start = admin.start_offsets([tp])[tp]
     reader = LogReader(kafka)
@@ -41,6 +47,21 @@ def stored_record(settings: Settings, user: str) -> Stored:
         reader.close()
 
 
+def required_record(settings: Settings, user: str) -> tuple[int, bytes]:
+    """Partition and bytes of the user's record. Raises `UnknownUser` where there is none."""
+    stored = stored_record(settings, user)
+    if stored.value is None:
+        topic = f"{settings.kafka.topic('state')}[{stored.partition}]"
+        raise UnknownUser(f"user {printable(user)} has no record in {topic}")
+    return stored.partition, stored.value
+
+
+def last_list(settings: Settings, user: str) -> Recommendation | None:
+    """The user's list as rankers have it; None = there is none, or it was withdrawn."""
+    value = stored_record(settings, user, "recommendations").value
+    return None if value is None else msgspec.json.decode(value, type=Recommendation)
+
+
 def newest_value(reader: LogReaderPort, tp: TopicPartition, start: int, key: bytes) -> bytes | None:
     """The last committed value of a key from offset `start` to the end as it is now."""
     value = None
@@ -48,6 +69,15 @@ def newest_value(reader: LogReaderPort, tp: TopicPartition, start: int, key: byt
         if record.key == key:
             value = record.value
     return value
+
+
+def newest_values(reader: LogReaderPort, tp: TopicPartition) -> dict[bytes, bytes]:
+    """The last committed value of every key of a partition, those that are deleted left out."""
+    values: dict[bytes, bytes | None] = {}
+    for record in committed(reader, reader.start_offsets([tp])):
+        if record.key:
+            values[record.key] = record.value
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def committed(reader: LogReaderPort, starts: Mapping[TopicPartition, int]) -> Iterator[Record]:
@@ -88,8 +118,8 @@ def describe(
         "shots": int(record["shots"]),
         "state_version": int(record["state_version"]),
         "model_hash": f"{int(record['model']):016x}",
-        "first_time": _instant(record["first_time"]) if record["shots"] else None,
-        "last_time": _instant(record["last_time"]) if record["shots"] else None,
+        "first_time": instant(int(record["first_time"])) if record["shots"] else None,
+        "last_time": instant(int(record["last_time"])) if record["shots"] else None,
         "seen_items": int(np.count_nonzero(np.unique(seen_hashes(records)))),
         "impressions": {
             "waiting": int((status == PENDING).sum()),
@@ -101,8 +131,8 @@ def describe(
 
 
 def lines(user: str, partition: int, found: Mapping[str, Any]) -> Iterator[str]:
-    """The description as lines of text."""
-    yield f"user {user}: {found['shots']} shots, {found['seen_items']} items seen"
+    """The description as lines of text; `found` may hold the last list as `list`."""
+    yield f"user {printable(user)}: {found['shots']} shots, {found['seen_items']} items seen"
     yield f"  record         {found['bytes']} bytes in partition {partition} of the state topic"
     yield f"  state version  {found['state_version']}"
     yield f"  model          {found.get('model_version') or found['model_hash']}"
@@ -114,13 +144,31 @@ def lines(user: str, partition: int, found: Mapping[str, Any]) -> Iterator[str]:
     yield f"  adapter        {text or 'none of these dimensions; name the model with --bundle'}"
     yield f"  support        {len(found['support'])} events, newest first"
     for event in found["support"]:
-        yield f"    {event['time']}  {event['action']:<12} {event['value']:+.2f}  {event['item']}"
+        item = printable(event["item"])
+        yield f"    {event['time']}  {event['action']:<12} {event['value']:+.2f}  {item}"
+    if found.get("list"):
+        yield from list_lines(found["list"])
+
+
+def list_lines(published: Mapping[str, Any]) -> Iterator[str]:
+    """A published list as lines of text: where it comes from, then the best ten."""
+    cause, items = published["caused_by"], published["items"]
+    why = (
+        f"event {printable(cause['event_id'])} at offset {cause['offset']}" if cause else "no event"
+    )
+    yield (
+        f"  last list      {len(items)} items of {instant(published['generated_at'])}, "
+        f"{published['strategy']}, version {published['state_version']}, caused by {why}"
+    )
+    for entry in items[:_SHOWN]:
+        name = printable(entry.get("title") or entry["item"])
+        yield f"    {entry['rank']:>2}  {entry['score']:8.3f}  {name}"
 
 
 def _event(event: Any, actions: Sequence[str], names: Mapping[int, str]) -> dict[str, Any]:
     item, action = int(event["item"]), int(event["action"])
     return {
-        "time": _instant(event["time"]),
+        "time": instant(int(event["time"])),
         "action": actions[action] if action < len(actions) else "unknown",
         "value": round(float(event["value"]), 6),
         "item": names.get(item, f"#{item:016x}"),
@@ -133,14 +181,6 @@ def _norms(layout: Layout, records: Any) -> dict[str, float] | None:
         return None
     state = layout.adapter_state(records)
     return {k: float(v.norm()) for k, v in state.items() if v.is_floating_point() and v.dim() > 1}
-
-
-def _instant(ms: Any) -> str:
-    """RFC 3339 in UTC, or the bare number for times no calendar has."""
-    try:
-        return datetime.fromtimestamp(int(ms) / 1000, UTC).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, OSError):
-        return f"{int(ms)} ms"
 
 
 def _named(item: Item) -> str:

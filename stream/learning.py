@@ -179,6 +179,7 @@ class Learner:
         after = user_state.resolve_impressions(after, now, window, block.items, block.mask)
         learned = block.mask.any(1)
         done = self._layout.set_adapter(after, state)
+        done["model"] = self._model  # or else the user's next round would rebuild it
         put(users.records, part.users[learned], picked(done, np.flatnonzero(learned)))
         places = np.where(block.mask, events.place[part.events], -1).max(1)
         users.cause[part.users] = np.maximum(users.cause[part.users], places)

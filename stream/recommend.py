@@ -35,7 +35,7 @@ class Recommender:
         self, names: Sequence[str], records: Records, causes: Sequence[Cause]
     ) -> tuple[list[bytes], list[str]]:
         """The lists of n users, and the strategy that made each."""
-        control = self._control(names)
+        control = self.control(names)
         view = self.view(records, control)
         ranked = ranking.rank_prepared(
             self._serving.meta,
@@ -97,7 +97,7 @@ class Recommender:
         older = self._serving.table.rows_of_low(user_state.older_seen(records))
         return np.concatenate([support_rows, older], axis=1)
 
-    def _control(self, names: Sequence[str]) -> NDArray[np.bool_]:
+    def control(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """Users [n] whose lists are made without adaptation, always the same ones."""
         share = self._settings.control_share
         if share == 0:

@@ -17,6 +17,7 @@ from stream.commands.common import (
 if TYPE_CHECKING:
     from adapters.types import ModelConfig
     from stream.config import Settings
+    from stream.message_encoding import Recommendation
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -33,9 +34,9 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what is known of a user: shots, versions, support set, seen items, adapter.
+    """Show what is known of a user: shots, versions, support set, adapter, and the last list.
 
-    Reads the user's partition of the state topic; workers may run meanwhile.
+    Reads the user's partitions of the topics state and recommendations; workers may run meanwhile.
     """
     settings = load_settings(
         config,
@@ -46,38 +47,48 @@ def inspect(
     )
     from stream import inspection
 
-    stored = inspection.stored_record(settings, user)
-    if stored.value is None:
-        topic = f"{settings.kafka.topic('state')}[{stored.partition}]"
-        typer.echo(
-            f"innerloop: nothing is known of user {user}: no record in {topic}. "
-            "Check the id and --prefix.",
-            err=True,
-        )
-        raise typer.Exit(1)
-    found = _described(settings, stored.value)
+    partition, value = inspection.required_record(settings, user)
+    found = _described(settings, user, value)
     if as_json:
         import orjson
 
-        typer.echo(orjson.dumps({"user": user, "partition": stored.partition, **found}).decode())
+        typer.echo(orjson.dumps({"user": user, "partition": partition, **found}).decode())
         return
-    for line in inspection.lines(user, stored.partition, found):
+    for line in inspection.lines(user, partition, found):
         typer.echo(line)
 
 
-def _described(settings: Settings, value: bytes) -> dict[str, Any]:
+def _described(settings: Settings, user: str, value: bytes) -> dict[str, Any]:
     """The record in words, with item titles, and the model's version where it is this bundle's."""
     from stream import inspection
     from stream.user_state import Layout, hash_id, support_events
 
     model, version = _model(settings)
     layout = Layout.of(model)
+    published = inspection.last_list(settings, user)
+    listed = {} if published is None else {hash_id(e.item): e.item for e in published.items}
     hashes = {int(item) for item in support_events(layout.decode([value])).items.ravel() if item}
-    names = inspection.item_names(settings, hashes) if hashes else {}
+    names = inspection.item_names(settings, hashes | listed.keys())
     actions = model.actions or tuple(settings.messages.actions)
     found = inspection.describe(layout, value, actions, names)
     mine = version is not None and found["model_hash"] == f"{hash_id(version):016x}"
-    return {**found, "model_version": version if mine else None}
+    return {
+        **found,
+        "model_version": version if mine else None,
+        "list": None if published is None else _titled(published, names),
+    }
+
+
+def _titled(published: Recommendation, names: dict[int, str]) -> dict[str, Any]:
+    """The list in plain types, with the titles of its items."""
+    import msgspec
+
+    from stream.user_state import hash_id
+
+    plain: dict[str, Any] = msgspec.to_builtins(published)
+    for entry in plain["items"]:
+        entry["title"] = names.get(hash_id(entry["item"]))
+    return plain
 
 
 def _model(settings: Settings) -> tuple[ModelConfig, str | None]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from stream.tables import table
+
 _PLAIN_EVERY_S = 2.0
 _MOVING_EVERY_S = 0.1
 
@@ -46,10 +48,8 @@ class Screen:
 
     def table(self, rows: Sequence[Sequence[str]], indent: str = "  ") -> None:
         """Columns of text, as wide as they need to be."""
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self.say((indent + "  ".join(cells)).rstrip())
+        for line in table(rows, indent):
+            self.say(line)
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -57,6 +57,7 @@ CASES = {
     "missing argument": Case("inspect", 2, ("'user'", HELP)),
     "load without a topic": Case("load {folder}/good.jsonl", 2, ("--topic events",)),
     "no time": Case("load x -t events --from soon", 2, ("--from soon", "2013-03-01")),
+    "replay without a choice": Case("replay", 2, ("--verify", "--from-events")),
     "no duration": Case("train -e x -i x -o x --budget soon", 2, ("'soon'", "30s")),
     # settings
     "unknown setting": Case("worker -s batch.max_event=5", 2, ("perhaps max_events", SETTING)),
@@ -98,6 +99,9 @@ CASES = {
     ),
     "wrong topic name": Case("topics create -b {broker} --prefix ?", 1, ("?events", "invalid")),
     "unknown user": Case("inspect eve -b {broker} --prefix {prefix}", 1, ("user eve", "--prefix")),
+    "missing dead letter": Case(
+        "dead-letters show 0:7 -b {broker} --prefix {prefix}", 1, ("0:7", "dead-letters list")
+    ),
     # files
     "missing file": Case(
         "load {folder}/none.jsonl -t events -b {broker} --prefix {prefix}", 4, ("none.jsonl",)
@@ -233,7 +237,8 @@ def test_a_disk_that_takes_nothing_is_named(
 
 def test_help_shows_an_example() -> None:
     """Every command's page ends with a line to copy; the first page says where to begin."""
-    names = ["", *COMMANDS, "topics create", "topics check"]
+    letters = [f"dead-letters {name}" for name in ("list", "show", "send-back")]
+    names = ["", *COMMANDS, "topics create", "topics check", *letters]
     with ThreadPoolExecutor(2) as pool:
         pages = list(pool.map(lambda name: innerloop(*name.split(), "--help"), names))
     for name, found in zip(names, pages, strict=True):
