@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -52,7 +52,7 @@ def _write(out: Path | None, results: dict[str, Any]) -> None:
     _say(f"written to {out}")
 
 
-def measure(plan: Plan, parts: tuple[str, ...] | list[str]) -> Results:
+def measure(plan: Plan, parts: Collection[str]) -> Results:
     """All the parts that are wanted."""
     results = Results()
     if "step" in parts:
@@ -61,12 +61,28 @@ def measure(plan: Plan, parts: tuple[str, ...] | list[str]) -> Results:
     if "ranking" in parts:
         with _timed("ranking"):
             results.ranking = plans.ranking_rows(plan)
-    if "worker" in parts:
+    if "memory" in parts:
+        with _timed("memory of the stores"):
+            results.memory = plans.memory_rows(plan)
+    if {"worker", "restore", "restart"} & set(parts):
         with broker() as servers, tempfile.TemporaryDirectory(prefix="innerloop-bench-") as folder:
-            for interests in plan.interests:
-                with _timed(f"worker and floor, K = {interests}"):
-                    results.rows += plans.worker_rows(plan, interests, servers, Path(folder))
+            _with_broker(plan, parts, servers, Path(folder), results)
     return results
+
+
+def _with_broker(
+    plan: Plan, parts: Collection[str], servers: str, folder: Path, results: Results
+) -> None:
+    if "restore" in parts:
+        with _timed("restore"):
+            results.restore = plans.restore_row(plan, servers, folder)
+    if "restart" in parts:
+        with _timed("restart"):
+            results.restart = plans.restart_row(plan, servers, folder)
+    if "worker" in parts:
+        for interests in plan.interests:
+            with _timed(f"worker and floor, K = {interests}"):
+                results.rows += plans.worker_rows(plan, interests, servers, folder)
 
 
 @contextmanager
@@ -104,7 +120,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures the worker against a transactional pass-through on the same broker, "
-        "and the batched inner-loop step against one user after the other.",
+        "the batched inner-loop step against one user after the other, how fast stores come back "
+        "and a killed worker serves again, and the memory of many stores.",
     )
     parser.add_argument("--quick", action="store_true", help="small: shows that all of it runs")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; repeatable")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import floor as floors
-from benchmarks import inner_step, ranking_split
+from benchmarks import inner_step, memory, ranking_split, restarting, restoring
 from benchmarks.feeding import settings_on
 from benchmarks.inner_step import StepSpeed
 from benchmarks.made_up import Size, Traffic
 from benchmarks.measure import Figures, figures
+from benchmarks.memory import Growth
 from benchmarks.ranking_split import RankingSpeed
 from benchmarks.real_worker import serving_worker
+from benchmarks.restarting import Restart
+from benchmarks.restoring import RestoreSpeed
 from stream.config import Settings
 from stream.message_types import Event
 from stream.ports import Message
 
-PARTS = ("worker", "ranking", "step")
+PARTS = ("worker", "ranking", "step", "restore", "restart", "memory")
 PATTERNS = ("distinct", "zipf")
 HISTORY_BATCH = 4_000
 
@@ -33,6 +36,11 @@ class Plan:
     batches: Sequence[int] = (200, 1_000, 4_000)
     runs: int = 3  # measured, after one batch that is not
     least_events: int = 4_000  # of a run; at least two batches
+    restored_users: int = 100_000
+    stores: int = 64  # open at once where memory is measured
+    users_a_store: int = 2_000
+    cache_mb: int = 64  # as are the defaults of state.cache_mb and state.write_buffer_mb
+    write_buffer_mb: int = 64
 
     def events(self, batch: int) -> int:
         """Events of one run; no more than there are users, who all differ in one pattern."""
@@ -45,6 +53,9 @@ QUICK = Plan(
     batches=(200, 1_000),
     runs=2,
     least_events=1_000,
+    restored_users=10_000,
+    stores=8,
+    users_a_store=500,
 )
 """Shows that everything runs; its figures say little."""
 
@@ -77,6 +88,9 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     ranking: list[RankingSpeed] = field(default_factory=list)
     step: StepSpeed | None = None
+    restore: RestoreSpeed | None = None
+    restart: Restart | None = None
+    memory: list[Growth] = field(default_factory=list)
 
     @property
     def cpu_floor(self) -> float | None:
@@ -157,3 +171,20 @@ def ranking_rows(plan: Plan) -> list[RankingSpeed]:
 def step_row(plan: Plan) -> StepSpeed:
     """256 users at once against one by one."""
     return inner_step.measure(items=plan.size.items)
+
+
+def restore_row(plan: Plan, servers: str, folder: Path) -> RestoreSpeed:
+    """Stores from nothing to everything."""
+    return restoring.measure(servers, folder, plan.restored_users, plan.partitions, plan.runs)
+
+
+def restart_row(plan: Plan, servers: str, folder: Path) -> Restart:
+    """A worker that is killed and started again."""
+    size = replace(plan.size, history=min(plan.size.history, 2))
+    return restarting.measure(servers, folder, size, plan.partitions)
+
+
+def memory_rows(plan: Plan) -> list[Growth]:
+    """Stores that serve, and stores that are restored."""
+    budget = {"cache_mb": plan.cache_mb, "write_buffer_mb": plan.write_buffer_mb}
+    return [memory.measure(m, plan.stores, plan.users_a_store, **budget) for m in memory.MODES]

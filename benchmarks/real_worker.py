@@ -41,7 +41,7 @@ class Bench:
     def __init__(
         self,
         settings: Settings,
-        pipeline: Pipeline,
+        metrics: Metrics,
         worker: Worker,
         consumer: TappedConsumer,
         producer: TappedProducer,
@@ -49,7 +49,7 @@ class Bench:
     ) -> None:
         self.written: list[Message] = []  # messages of the last full batch
         self._lists = settings.kafka.topic("recommendations")
-        self._pipeline = pipeline
+        self._metrics = metrics
         self._worker = worker
         self._consumer = consumer
         self._producer = producer
@@ -84,12 +84,18 @@ class Bench:
 
     def _turn(self) -> Batch:
         before, self._consumer.seconds = self._consumer.delivered, 0.0
-        started = time.perf_counter()
+        spent, started = self._spent(), time.perf_counter()
         self._worker.turn()
         seconds = time.perf_counter() - started
         events = self._consumer.delivered - before
-        stages = {"consume": self._consumer.seconds, **self._pipeline.stages()} if events else {}
-        return Batch(events=events, seconds=seconds, stages=stages)
+        stages = {name: total - spent.get(name, 0.0) for name, total in self._spent().items()}
+        stages["consume"] = self._consumer.seconds
+        return Batch(events=events, seconds=seconds, stages=stages if events else {})
+
+    def _spent(self) -> dict[str, float]:
+        """Seconds of all batches so far by stage, as the worker's metrics have them."""
+        samples = [sample for found in self._metrics.stage.collect() for sample in found.samples]
+        return {s.labels["stage"]: s.value for s in samples if s.name.endswith("_sum")}
 
     def _look(self, full: bool) -> dict[str, int]:
         """Lists, messages and bytes that the batch wrote; the messages of full ones are kept."""
@@ -131,7 +137,7 @@ def serving_worker(settings: Settings, size: Size, interests: int) -> Iterator[B
         taps = _taps(settings, stores, stack)
         worker = Worker(settings, _ports(settings, stores, taps, stack), pipeline, metrics)
         feeder = stack.enter_context(closing(Feeder(settings)))
-        bench = Bench(settings, pipeline, worker, *taps, feeder)
+        bench = Bench(settings, metrics, worker, *taps, feeder)
         bench.start()
         yield bench
 

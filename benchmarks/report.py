@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 import confluent_kafka
 import torch
 
+from benchmarks import state_report
 from benchmarks.plan import Plan, Results, Row
+from benchmarks.tables import met, table
 from stream import kafka_jars
 
 CPU_GOAL = 15.0
@@ -50,7 +52,7 @@ def text(plan: Plan, results: Results) -> str:
             f"Inner-loop step, {s.users} users: {s.batched:.1f} us a user together, "
             f"{s.loop:.0f} us one by one"
         )
-    parts += [_goals(results), summary(results)]
+    parts += [*state_report.lines(results), _goals(results), summary(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,7 +73,12 @@ def as_json(plan: Plan, results: Results) -> dict[str, Any]:
         ],
         "ranking": [asdict(one) for one in results.ranking],
         "step": None if results.step is None else asdict(results.step),
-        "goals": {"cpu_floor_at_most": CPU_GOAL, "batched_loop_at_least": LOOP_GOAL},
+        **state_report.as_json(results),
+        "goals": {
+            "cpu_floor_at_most": CPU_GOAL,
+            "batched_loop_at_least": LOOP_GOAL,
+            **state_report.GOALS,
+        },
         "cpu_floor": results.cpu_floor,
         "batched_loop": results.batched_loop,
     }
@@ -89,16 +96,6 @@ def machine() -> dict[str, Any]:
         "confluent_kafka": confluent_kafka.__version__,
         "kafka": kafka_jars.KAFKA_VERSION,
     }
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns aligned right, two spaces between them."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
 
 
 def _about(plan: Plan) -> str:
@@ -162,18 +159,15 @@ def _goals(results: Results) -> str:
     cpu, loop = results.cpu_floor, results.batched_loop
     lines = []
     if cpu is not None:
-        lines.append(f"Goal: cpu/floor at most {CPU_GOAL:.0f}: {_met(cpu <= CPU_GOAL)}")
+        lines.append(f"Goal: cpu/floor at most {CPU_GOAL:.0f}: {met(cpu <= CPU_GOAL)}")
+    lines += state_report.goals(results)
     if loop is not None:
-        lines.append(f"Goal: batched/loop at least {LOOP_GOAL:.0f}: {_met(loop >= LOOP_GOAL)}")
+        lines.append(f"Goal: batched/loop at least {LOOP_GOAL:.0f}: {met(loop >= LOOP_GOAL)}")
     return "\n".join(lines)
 
 
 def _load(row: Row) -> list[str]:
     return [str(row.interests), row.users, str(row.batch)]
-
-
-def _met(goal: bool) -> str:
-    return "met" if goal else "MISSED"
 
 
 def _one(value: float | None) -> str:

@@ -81,6 +81,10 @@ class TappedProducer:
         """Fence older producers of the same id."""
         self._producer.init()
 
+    def renew(self) -> None:
+        """Begin anew with the same id."""
+        self._producer.renew()
+
     def begin(self) -> None:
         """Open a transaction."""
         self._producer.begin()

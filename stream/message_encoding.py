@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 SCHEMAS = ("interaction", "ranking", "user", "forget", "item", "recommendation", "dead_letter")
 _SCORE_DIGITS = 5
 _LARGEST_SCORE = 3.4e38  # of float32, about
+_MOST_HEADERS = 1_000  # each takes nine bytes more here than it took there
 _DETAIL_BYTES = 1_000
 _encoder = msgspec.json.Encoder()
 
@@ -143,7 +144,7 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> Fate:
     """The record's own key and bytes with headers that say where it was and why it is here.
 
     Headers of the record itself are kept as `original.NAME`, so that it can be sent again as it
-    was. Fits the dead-letters topic: what is added stays far below 64 KiB.
+    was; of more than a thousand the first ones, or what is added would not fit the topic.
     """
     said = {
         "topic": record.topic,
@@ -156,7 +157,8 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> Fate:
     ours = tuple(
         (name, text.encode("utf-8", "replace")[:_DETAIL_BYTES]) for name, text in said.items()
     )
-    theirs = tuple((f"original.{name}", value or b"") for name, value in record.headers)
+    kept = record.headers[:_MOST_HEADERS]
+    theirs = tuple((f"original.{name}", value or b"") for name, value in kept)
     return Fate(record.key, record.value, ours + theirs)
 
 

@@ -36,7 +36,7 @@ _log = log.get("worker")
 Ints = NDArray[np.int64]
 
 COLD_INTERVAL = 60.0
-"""Seconds after which the list for unseen users is published again."""
+"""Seconds after which the list for unseen users is published again, at the latest."""
 
 
 @dataclass
@@ -86,6 +86,8 @@ class Pipeline:
         self._learner = Learner(settings, serving)
         self._signal_log = SignalLog(serving)
         self._recommender = Recommender(settings, serving, clock)
+        forget_within_s = settings.state.forget_within_hours * 3_600
+        self._cold_interval = min(COLD_INTERVAL, forget_within_s / 8)  # rolls segments too
         self._expiry = Expiry(settings.state.ttl_days, self._layout, clock)
         self._stores: dict[int, PartitionStore] = {}
         self._cold_due: dict[int, float] = {}
@@ -119,15 +121,16 @@ class Pipeline:
 
     def sweep(self, stores: dict[int, PartitionStore]) -> Outcome:
         """What follows from no record: users who no longer act leave nulls behind."""
-        self._begin()
+        found = {p: self._expiry.next_expired(p, store) for p, store in stores.items()}
         outcome, kafka = Outcome(), self._settings.kafka
-        with self.stage("sweep"):
-            for partition, store in stores.items():
-                for user in self._expiry.next_expired(partition, store):
-                    for role in ("state", "recommendations"):
-                        outcome.messages.append(Message(kafka.topic(role), partition, user, None))
-                    outcome.puts[partition].append(Put(user_key(user), None))
-                    outcome.expired += 1
+        if any(found.values()):
+            self._begin()
+        for partition, users in found.items():
+            for user in users:
+                for role in ("state", "recommendations"):
+                    outcome.messages.append(Message(kafka.topic(role), partition, user, None))
+                outcome.puts[partition].append(Put(user_key(user), None))
+            outcome.expired += len(users)
         return outcome
 
     def _begin(self) -> None:
@@ -245,7 +248,7 @@ class Pipeline:
         """Count what was done and say it in one line."""
         now = self._clock()
         for partition in outcome.cold:
-            self._cold_due[partition] = now + COLD_INTERVAL
+            self._cold_due[partition] = now + self._cold_interval
         for partition, time_ms in outcome.newest.items():
             self._expiry.acted(partition, time_ms)
         ages = np.maximum(now - outcome.produced / MILLISECONDS, 0.0)

@@ -182,10 +182,11 @@ class PartitionStore(Protocol):
     def apply(self, puts: Iterable[Put], offsets: Mapping[str, int]) -> None:
         """All puts and offsets in one atomic batch."""
 
-    def erase(self, keys: Collection[bytes]) -> None:
-        """What was deleted under these keys is gone from the files on return, keys included.
+    def erase(self, keys: Collection[bytes] | None = None) -> int:
+        """What was deleted under these keys, or at all, is gone from the files on return.
 
-        Costs as much as writing the store anew, whatever the number of keys: call it for many.
+        Keys included. Returns how many deletions went. Costs as much as writing the store anew,
+        whatever the number of keys, and little where nothing was deleted.
         """
 
     def restored(self) -> None:

@@ -14,19 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from stream import log
 from stream.errors import OffsetOutOfRange
 from stream.ports import LogReader, PartitionStore, Put, Record, TopicPartition
-from stream.user_state import user_key
+from stream.user_state import USER
 
 _log = log.get("restore")
 
 STATE = "state"
 """The changelog whose keys are bare user ids; those of the others are keys of the store."""
 
-
-def put_of(changelog: str, record: Record) -> Put | None:
-    """What a changelog record does to a store; None for one without a key."""
-    if not record.key:
-        return None
-    return Put(user_key(record.key) if changelog == STATE else record.key, record.value)
+BATCH = 2_000
+"""Records of a step at most: about 50 ms of work."""
 
 
 class Restore:
@@ -42,12 +38,12 @@ class Restore:
         self._reader = reader
         self._store = store
         self._changelogs = dict(changelogs)
-        self._roles = {tp: role for role, tp in self._changelogs.items()}
         self._began = time.monotonic()
         self._done_after: float | None = None
         self._cleared = False
         self.records = 0
         self._targets = reader.end_offsets(list(self._changelogs.values()))
+        self._at = self._positions()
         self._left = self._missing()
         self._batches = self._read()
 
@@ -67,7 +63,7 @@ class Restore:
         return True
 
     def progress(self) -> float:
-        """The share of the log's offsets that is behind, 0 to 1."""
+        """The share of the log's offsets that is behind, 0 to 1; for any thread, at any time."""
         if self._done_after is not None or not self._left:
             return 1.0
         return max(0.0, 1.0 - self._missing() / self._left)
@@ -82,23 +78,24 @@ class Restore:
         return {tp: self._store.offset(role) + 1 for role, tp in self._changelogs.items()}
 
     def _missing(self) -> int:
-        positions = self._positions()
-        return sum(max(0, self._targets[tp] - at) for tp, at in positions.items())
+        return sum(max(0, self._targets[tp] - at) for tp, at in self._at.items())
 
     def _read(self) -> Iterator[list[Record]]:
-        return self._reader.read(self._positions(), self._targets)
+        return self._reader.read(dict(self._at), self._targets, limit=BATCH)
 
     def _apply(self, batch: Sequence[Record]) -> None:
-        puts: list[Put] = []
+        """Only the last value of a key is written: what came before it no longer counts."""
+        latest: dict[bytes, bytes | None] = {}
         offsets: dict[str, int] = {}
-        for record in batch:
-            role = self._roles[TopicPartition(record.topic, record.partition)]
-            offsets[role] = record.offset
-            put = put_of(role, record)
-            if put is not None:
-                puts.append(put)
+        for role, tp in self._changelogs.items():
+            records = [record for record in batch if record.topic == tp.topic]
+            if records:
+                prefix = USER if role == STATE else b""
+                latest |= {prefix + r.key: r.value for r in records if r.key}
+                offsets[role] = records[-1].offset
         if offsets:
-            self._store.apply(puts, offsets)
+            self._store.apply(map(Put, latest.keys(), latest.values()), offsets)
+            self._at |= {self._changelogs[role]: at + 1 for role, at in offsets.items()}
             self.records += len(batch)
 
     def _start_over(self, error: OffsetOutOfRange) -> None:
@@ -109,6 +106,7 @@ class Restore:
         self._cleared = True
         self._store.clear()
         self.records = 0
+        self._at = self._positions()
         self._left = self._missing()
         self._batches = self._read()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from stream.ports import Put
 
@@ -15,6 +15,8 @@ class MemoryStore:
         self.offsets: dict[str, int] = {}
         self.is_restored = False
         self.closed = False
+        self.deleted: set[bytes] = set()
+        """Keys whose bytes would still lie in files: deleted and not erased yet."""
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of `keys`, in their order."""
@@ -30,14 +32,21 @@ class MemoryStore:
 
     def apply(self, puts: Iterable[Put], offsets: Mapping[str, int]) -> None:
         """All puts and offsets, or nothing when one of them cannot be taken."""
-        records = dict(self.records)
+        records, deleted = dict(self.records), set(self.deleted)
         for key, value in puts:
             if value is None:
                 records.pop(key, None)
+                deleted.add(key)
             else:
                 records[key] = value
-        self.records = records
+        self.records, self.deleted = records, deleted
         self.offsets = {**self.offsets, **offsets}
+
+    def erase(self, keys: Collection[bytes] | None = None) -> int:
+        """What was deleted under these keys, or at all, is gone; how much that was."""
+        gone = self.deleted if keys is None else self.deleted & set(keys)
+        self.deleted = self.deleted - gone
+        return len(gone)
 
     def restored(self) -> None:
         """The store has everything its changelogs hold, and follows them from now on."""
@@ -46,6 +55,7 @@ class MemoryStore:
     def clear(self) -> None:
         """Delete all records and offsets."""
         self.records, self.offsets, self.is_restored = {}, {}, False
+        self.deleted = set()
 
     def close(self) -> None:
         """The records stay, as they would on a disk."""

@@ -117,7 +117,11 @@ class Layout:
             [
                 fresh
                 if r is None
-                else (r.ljust(size, b"\0") if r.startswith(head) else self._adopt(r))
+                else (
+                    r.ljust(size, b"\0")
+                    if r.startswith(head) and len(r) <= size
+                    else self._adopt(r)
+                )
                 for r in records
             ]
         )
@@ -156,7 +160,8 @@ class Layout:
 
     def _adopt(self, record: bytes) -> bytes:
         """A record of other dimensions in this layout, without its adapter."""
-        if len(record) < HEADER.itemsize or record[0] != MAGIC:
+        damaged = record.startswith(self._head)  # and longer than such a record can be
+        if len(record) < HEADER.itemsize or record[0] != MAGIC or damaged:
             raise StateError("a record of the state topic is no user record")
         if record[1] != VERSION:
             raise StateError(

@@ -15,6 +15,7 @@ from stream import checkpoints, log
 from stream.batch_limit import BatchLimit
 from stream.checkpoints import Checkpoint
 from stream.config import Settings
+from stream.erasing import Eraser
 from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange, ProducerFenced
 from stream.lag import LagWatch
 from stream.metrics import Metrics
@@ -83,6 +84,7 @@ class Worker:
         )
         self._lag = LagWatch(ports.reader, metrics)
         self._limit = BatchLimit(settings.batch.max_events)
+        self._eraser = Eraser(settings.state.forget_within_hours * 3_600)
         self._stop = threading.Event()
         self._in_doubt = False  # the broker may have more, or less, than the stores
         self._turned = time.monotonic()
@@ -301,6 +303,7 @@ class Worker:
         if time.monotonic() < self._housekeeping_due:
             return
         self._housekeeping_due = time.monotonic() + HOUSEKEEPING_S
+        self._eraser.step(self._partitions.stores())
         self._ports.tidy(self._partitions.numbers())
         try:
             self._lag.observe(self._partitions.served().values())

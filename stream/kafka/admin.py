@@ -18,6 +18,7 @@ from stream.kafka.errors import translate
 from stream.ports import TopicPartition
 
 _ADMIN_S = 15.0
+_ASK_S = 2.0
 _api: Any = ck_admin  # its stubs do not export the names
 
 
@@ -154,9 +155,18 @@ class Admin:
         return self._offsets(partitions, _api.OffsetSpec.earliest())
 
     def committed(self, group: str) -> dict[TopicPartition, int]:
-        """What a group has committed; empty when it has never been seen."""
-        asked = self._admin.list_consumer_group_offsets([ck.ConsumerGroupTopicPartitions(group)])
-        found = self._result(asked[group], f"offsets of group {group}").topic_partitions
+        """What a group has committed; empty when it has never been seen.
+
+        Asked anew after a while: librdkafka waits a minute for a coordinator that was not there.
+        """
+        wanted = [ck.ConsumerGroupTopicPartitions(group)]
+
+        def ask() -> list[ck.TopicPartition]:
+            asked = self._admin.list_consumer_group_offsets(wanted, request_timeout=_ASK_S)
+            return list(asked[group].result().topic_partitions)
+
+        with self._trouble.explained(f"offsets of group {group}"):
+            found = retried(ask, _ADMIN_S)
         return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
     def _offsets(

@@ -7,14 +7,17 @@ Python logger `librdkafka`.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import confluent_kafka as ck
 
-from stream.errors import AccessDenied
+from stream.errors import AccessDenied, BrokerUnavailable
 from stream.kafka.errors import RETRY, is_denied, translate
 from stream.kafka.properties import Properties
 from stream.ports import Positions, Record, TopicPartition
@@ -140,6 +143,28 @@ def to_records(messages: list[Any]) -> tuple[list[Record], list[Any]]:
     if len(records) == len(messages):
         return records, []
     return records, [m for m in messages if m.error() is not None]
+
+
+def answered(call: Callable[[], T], patience: float, doing: str) -> T:
+    """The result of a call from which librdkafka may never return, made in a thread of its own.
+
+    Raises `BrokerUnavailable` after `patience` seconds; the client must not be used after that.
+    """
+    answers: SimpleQueue[Future[T]] = SimpleQueue()
+
+    def ask() -> None:
+        answer: Future[T] = Future()
+        try:
+            answer.set_result(call())
+        except Exception as error:
+            answer.set_exception(error)
+        answers.put(answer)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=patience).result()
+    except Empty:
+        raise BrokerUnavailable(f"{doing}: no answer in {patience:.0f} s") from None
 
 
 def retried(call: Callable[[], T], patience: float) -> T:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import confluent_kafka as ck
 
 from stream.config import Kafka
-from stream.errors import OffsetOutOfRange
+from stream.errors import Aborted, OffsetOutOfRange
 from stream.kafka.client import (
     COMMIT_GRACE_S,
     CONNECT_S,
@@ -21,7 +21,7 @@ from stream.kafka.client import (
     retried,
     to_records,
 )
-from stream.kafka.errors import is_denied, translate
+from stream.kafka.errors import is_denied, is_final, translate
 from stream.kafka.properties import group_consumer
 from stream.ports import Positions, RebalanceListener, Record, TopicPartition
 
@@ -37,17 +37,22 @@ class GroupConsumer:
         self, kafka: Kafka, instance_id: str, *, auto_offset_reset: Literal["earliest", "error"]
     ) -> None:
         self._trouble = Trouble()
-        properties = group_consumer(kafka, instance_id, auto_offset_reset)
-        self._consumer = connect(ck.Consumer, properties, self._trouble)
+        self._properties = group_consumer(kafka, instance_id, auto_offset_reset)
+        self._consumer = connect(ck.Consumer, self._properties, self._trouble)
         self._patience = kafka.transaction_timeout_ms / 1000 + COMMIT_GRACE_S
         self._seeks: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._gaps: list[OffsetOutOfRange] = []
         self._stopped: set[TopicPartition] = set()  # not fetched since an offset was out of range
+        self._orphaned = False  # thrown out of the group by librdkafka itself
+        self._join: Callable[[], None] = lambda: None
 
     def subscribe(self, topic: str, listener: RebalanceListener) -> None:
         """Join the group; `listener` is called from within `consume`."""
+        self._join = lambda: self._subscribe(topic, listener)
+        self._join()
 
+    def _subscribe(self, topic: str, listener: RebalanceListener) -> None:
         def on_assign(consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
             consumer.incremental_assign(partitions)
             consumer.pause(partitions)
@@ -82,6 +87,8 @@ class GroupConsumer:
         records, errors = to_records(messages)
         for message in errors:
             self._note(message, message.error())
+        if self._orphaned:
+            self._join_anew()
         if not records:
             self._raise_gap()
         return records
@@ -133,8 +140,14 @@ class GroupConsumer:
             return set(plain(self._consumer.assignment()))
 
     def group_metadata(self) -> object:
-        """What fences a member that lost its partitions without knowing."""
-        return self._consumer.consumer_group_metadata()
+        """What fences a member that lost its partitions without knowing.
+
+        Raises `Aborted` when this is no member now: an empty group would take its offsets.
+        """
+        metadata = self._consumer.consumer_group_metadata()
+        if not self._consumer.memberid():
+            raise Aborted("not a member of the group", reason="unknown_member_id")
+        return metadata
 
     def close(self) -> None:
         """Stop. A static member stays in the group until its session times out."""
@@ -146,10 +159,24 @@ class GroupConsumer:
             tp = TopicPartition(str(message.topic()), int(message.partition() or 0))
             self._stopped.add(tp)
             self._gaps.append(OffsetOutOfRange(*tp))
-        elif error.fatal() or is_denied(error.name()) or not error.name().startswith("_"):
+        elif is_final(error) and not self._consumer.memberid():
+            self._orphaned = True
+        elif is_final(error) or is_denied(error.name()) or not error.name().startswith("_"):
             raise translate(error, "consuming")
         else:
             log.debug("%s: %s", error.name(), error.str())
+
+    def _join_anew(self) -> None:
+        """A new member of the same id, after a session that ran out.
+
+        While its owner is busy, librdkafka goes on sending heartbeats for it without a member id
+        and takes the broker's answer for a twin. A real twin is met by a member with an id.
+        """
+        log.warning("the session has ended: joining anew")
+        self.close()
+        self._consumer = connect(ck.Consumer, self._properties, self._trouble)
+        self._orphaned = False
+        self._join()
 
     def _raise_gap(self) -> None:
         if self._gaps:

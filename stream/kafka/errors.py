@@ -59,6 +59,7 @@ _UNREACHABLE = {
     "LEADER_NOT_AVAILABLE",
     "NOT_ENOUGH_REPLICAS",
     "NETWORK_EXCEPTION",
+    "_NOENT",  # no partition that was asked for has a leader
 }
 _DENIED = {"_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL", "ILLEGAL_SASL_STATE"}
 _NO_TOPIC = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"}
@@ -84,10 +85,15 @@ def is_denied(name: str) -> bool:
     return name in _DENIED or name.endswith("AUTHORIZATION_FAILED")
 
 
+def is_final(error: KafkaErrorLike) -> bool:
+    """Whether the client cannot go on. A consumer hears of it in words: its error is `_FATAL`."""
+    return error.fatal() or error.name() == "_FATAL"
+
+
 def translate(error: KafkaErrorLike, doing: str) -> InnerloopError:
     """The error to be raised; `doing` says what was tried, with its subject."""
     name, detail = error.name(), f"{doing}: {error.str()}"
-    if name == _TWIN:
+    if name == _TWIN or (name == "_FATAL" and "group.instance.id" in detail):
         return Fenced(detail)
     if name in _FENCED:
         return ProducerFenced(detail)
@@ -98,7 +104,7 @@ def translate(error: KafkaErrorLike, doing: str) -> InnerloopError:
         return Aborted(detail, reason=name.strip("_").lower(), blames_batch=blames)
     if name in _NO_TOPIC:
         return TopicError(detail, remedy="Create it with `innerloop topics create`.")
-    if name in _UNREACHABLE:
+    if name in _UNREACHABLE or name in RETRY or error.retriable():
         return BrokerUnavailable(detail)
     if error.fatal():
         return ProducerFenced(detail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import confluent_kafka as ck
 
@@ -70,29 +71,26 @@ class TransactionalProducer:
             self._producer.poll(0)
 
     def send_offsets(self, positions: Positions, group_metadata: object) -> None:
-        """Add the consumed positions to the transaction.
+        """Flush, then add the consumed positions to the transaction.
+
+        In this order, whoever is given the partitions after this member finds all that was
+        produced in the log when it reads how far to restore. The other way round, records of a
+        member that was stopped in between could come after that and still be committed.
 
         Raises `Aborted` from a member that lost its partitions, `Fenced` from one whose instance
         id is used by another, `ProducerFenced` after a transaction that took too long.
         """
-        offsets = native_positions(positions)
-        with self._trouble.explained("adding offsets to the transaction"):
-            retried(
-                lambda: self._producer.send_offsets_to_transaction(
-                    offsets, group_metadata, CONNECT_S
-                ),
-                self._patience,
-            )
+        self._flush()
+        offsets, send = native_positions(positions), self._producer.send_offsets_to_transaction
+        with self._trouble.explained(_ADDING):
+            retried(lambda: self._answered(lambda: send(offsets, group_metadata, CONNECT_S)), self._patience)
 
     def commit(self) -> dict[TopicPartition, int]:
         """Flush and commit; retried while retriable. Errors as in `stream.ports`.
 
         Returns the highest offset that this transaction wrote to each partition.
         """
-        with self._trouble.explained("flushing the transaction"):
-            self._producer.flush(self._patience)
-        if self._refused is not None:
-            raise _as_aborted(self._refused)
+        self._flush()
         with self._trouble.explained("committing the transaction"):
             retried(lambda: self._producer.commit_transaction(CONNECT_S), self._patience)
         return self._written
@@ -114,8 +112,16 @@ class TransactionalProducer:
 
     def close(self) -> None:
         """Stop; an open transaction is aborted, by the next `init` of this id at the latest."""
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
+        with quiet, suppress(ck.KafkaException):  # of one that was fenced: it is over anyway
             self._producer.close()
+
+    def _flush(self) -> None:
+        """Return when everything is in the log. Raises `Aborted` for what the broker refused."""
+        with self._trouble.explained("flushing the transaction"):
+            self._producer.flush(self._patience)
+        if self._refused is not None:
+            raise _as_aborted(self._refused)
 
     def _delivered(self, error: ck.KafkaError | None, message: ck.Message) -> None:
         if error is not None:

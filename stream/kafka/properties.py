@@ -55,9 +55,13 @@ def group_consumer(
 
 
 def reader(kafka: Kafka) -> Properties:
-    """Reads up to a point; its waits are short, since the end shows as an empty fetch."""
+    """Reads up to a point; its waits are short, since the end shows as an empty fetch.
+
+    Many may be open at once, one for each partition that is restored: what waits is bounded.
+    """
     return {
         **_reading(kafka, wait_ms=10),
+        "queued.max.messages.kbytes": 8_192,
         "enable.partition.eof": True,
         "auto.offset.reset": "error",
     }

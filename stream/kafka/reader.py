@@ -14,6 +14,11 @@ from stream.kafka.client import Trouble, connect, log, native_positions, to_reco
 from stream.kafka.errors import is_denied, translate
 from stream.ports import Positions, Record, TopicPartition
 
+AT_ONCE = 4
+"""Reads of a `LogReader` that fetch at the same time; each holds some 10 MB that wait."""
+
+_WAIT = 0.02  # seconds without a record after which the caller is let go
+
 
 class _Follower:
     """Assigned partitions and how far each has been read, markers and aborted records included."""
@@ -36,8 +41,8 @@ class _Follower:
         for message in errors:
             self._note(message, message.error())
         if self.open:
-            for record in records:
-                self._reached(record[:2], record.offset + 1)
+            for tp, offset in {record[:2]: record.offset for record in records}.items():
+                self._reached(tp, offset + 1)
         return records
 
     def close(self) -> None:
@@ -64,6 +69,7 @@ class LogReader:
 
     def __init__(self, kafka: Kafka) -> None:
         self._kafka = kafka
+        self._reading = 0
         self._admin = Admin(kafka)
 
     def start_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
@@ -79,17 +85,28 @@ class LogReader:
     ) -> Iterator[list[Record]]:
         """Committed records from `positions` until every partition stands at its target.
 
-        Raises `OffsetOutOfRange` when a position is not, or no longer, in the log.
+        While `AT_ONCE` others are under way it yields empty batches. Raises `OffsetOutOfRange`
+        when a position is not, or no longer, in the log.
         """
         wanted = {tp: at for tp, at in positions.items() if at < targets[tp]}
         self._check_ends(positions, targets)
         if not wanted:
             return
-        ends = {tp: targets[tp] for tp in wanted}
-        follower = _Follower(properties.reader(self._kafka), wanted, ends)
+        while self._reading >= AT_ONCE:
+            yield []
+        self._reading += 1
+        try:
+            yield from self._fetched(wanted, {tp: targets[tp] for tp in wanted}, limit)
+        finally:
+            self._reading -= 1
+
+    def _fetched(
+        self, positions: Positions, targets: Positions, limit: int
+    ) -> Iterator[list[Record]]:
+        follower = _Follower(properties.reader(self._kafka), positions, targets)
         try:
             while follower.open:
-                found = follower.poll(limit, 0.1)
+                found = follower.poll(limit, _WAIT)
                 yield [r for r in found if r.offset < targets[TopicPartition(r[0], r[1])]]
         finally:
             follower.close()

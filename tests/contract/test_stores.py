@@ -279,7 +279,7 @@ def test_troubles_of_the_disk_name_a_remedy(
     store = rocks(tmp_path)
 
     class Broken:
-        def write(self, batch: object) -> None:
+        def write(self, batch: object, how: object) -> None:
             raise Exception(message)
 
     db, store._db = store._db, Broken()

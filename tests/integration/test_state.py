@@ -13,6 +13,7 @@ from adapters.types import ModelConfig
 from stream import topics
 from stream.commands.inspect import app
 from stream.config import Settings
+from stream.errors import UnknownUser
 from stream.kafka.admin import Admin
 from stream.kafka.producer import TransactionalProducer
 from stream.kafka.reader import LogReader
@@ -63,6 +64,8 @@ def run(settings: Settings, *arguments: str) -> tuple[int, str]:
     kafka = settings.kafka
     flags = ["-b", kafka.bootstrap_servers, "--prefix", kafka.prefix]
     result = CliRunner().invoke(app, [*arguments, *flags])
+    if isinstance(result.exception, UnknownUser):
+        raise result.exception
     return result.exit_code, result.output
 
 
@@ -92,14 +95,12 @@ def test_a_new_store_is_restored_from_the_broker(
 
 @pytest.mark.usefixtures("changelogs")
 def test_inspect_shows_a_user_and_knows_no_other(kafka_settings: Settings) -> None:
-    """A known user is shown as text or JSON; an unknown one gives one clear line and exit 1."""
+    """A known user is shown as text or JSON; an unknown one is an error that says so."""
     code, text = run(kafka_settings, "ann")
     assert code == 0
     assert "user ann: 1 shots, 1 items seen" in text
     code, text = run(kafka_settings, "ann", "--json")
     assert code == 0
     assert orjson.loads(text)["support"][0]["action"] == "click"
-    code, text = run(kafka_settings, "eve")
-    assert code == 1
-    assert text.startswith("innerloop: nothing is known of user eve")
-    assert text.count("\n") == 1
+    with pytest.raises(UnknownUser, match="user eve has no record"):
+        run(kafka_settings, "eve")

@@ -1,0 +1,56 @@
+"""Item vectors on a worker's disk, so that a restart encodes nothing anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.store_errors import Corrupt, translated, wipe
+
+if TYPE_CHECKING:
+    from stream.store import SharedResources
+
+
+class VectorCache:
+    """Vectors of item texts by content hash and encoder, kept over restarts: one a worker."""
+
+    def __init__(self, folder: Path, encoder: str, shared: SharedResources) -> None:
+        self._path = folder / "vectors"
+        self._encoder = encoder.encode() + b":"
+        self._shared = shared
+        try:
+            self._db = self._open()
+        except Corrupt as error:
+            wipe(self._path, error.detail)
+            self._db = self._open()
+
+    def get_many(self, hashes: NDArray[np.uint64]) -> list[NDArray[np.float16] | None]:
+        """The vectors [D] that are stored for `hashes` [m], None where there is none."""
+        if not len(hashes):
+            return []
+        with translated(self._path):
+            found = self._db.get(self._keys(hashes))
+        return [None if v is None else np.frombuffer(v, np.float16) for v in found]
+
+    def put_many(self, hashes: NDArray[np.uint64], vectors: NDArray[np.float16]) -> None:
+        """Store vectors [m, D] for `hashes` [m]."""
+        batch = self._shared.batch()
+        for key, vector in zip(self._keys(hashes), vectors, strict=True):
+            batch.put(key, vector.astype(np.float16, copy=False).tobytes())
+        with translated(self._path):
+            self._db.write(batch)
+
+    def close(self) -> None:
+        """Let go of the files. May be called twice."""
+        with translated(self._path):
+            self._db.close()
+
+    def _open(self) -> Any:
+        with translated(self._path):
+            return self._shared.open(self._path)
+
+    def _keys(self, hashes: NDArray[np.uint64]) -> list[bytes]:
+        return [self._encoder + h.to_bytes(8, "big") for h in hashes.tolist()]
