@@ -106,7 +106,7 @@ class Restore:
         self._cleared = True
         self._store.clear()
         self.records = 0
-        self._at = self._positions()
+        self._at = self._reader.start_offsets(list(self._changelogs.values()))
         self._left = self._missing()
         self._batches = self._read()
 

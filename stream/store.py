@@ -213,11 +213,13 @@ class Store:
         """Let go of the files. May be called twice."""
         if self._db is None:
             return
-        if self._current:
-            self.apply((), {})
-        with translated(self.path):
-            self._db.close()
-        self._db = None
+        try:
+            if self._current:
+                self.apply((), {})
+            with translated(self.path):
+                self._db.close()
+        finally:
+            self._db = None  # a full disk refuses both; there is no second try
 
     # -- inside -------------------------------------------------------------------------------
 

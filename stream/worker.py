@@ -9,10 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stream import checkpoints, log
-from stream.batch_limit import BatchLimit
 from stream.checkpoints import Checkpoint
 from stream.config import Settings
 from stream.erasing import Eraser
@@ -32,6 +31,7 @@ from stream.ports import (
     TransactionalProducer,
 )
 from stream.store_errors import Corrupt
+from stream.suspects import Batch, Suspects
 
 _log = log.get("worker")
 
@@ -83,7 +83,7 @@ class Worker:
             ports.checkpoint,
         )
         self._lag = LagWatch(ports.reader, metrics)
-        self._limit = BatchLimit(settings.batch.max_events)
+        self._suspects = Suspects()
         self._eraser = Eraser(settings.state.forget_within_hours * 3_600)
         self._stop = threading.Event()
         self._in_doubt = False  # the broker may have more, or less, than the stores
@@ -127,18 +127,20 @@ class Worker:
         busy = self._partitions.restore_some()
         if self._ports.items.caught_up() and self._ports.signals.caught_up():
             self._partitions.resume_ready()
-        records = self._consume(0.0 if busy else self._settings.batch.linger_ms / 1000)
-        if records or self._pipeline.cold_due():
-            self._serve(records)
+        batch = self._next_batch(0.0 if busy else self._settings.batch.linger_ms / 1000)
+        if batch.records or self._pipeline.cold_due():
+            self._serve(batch)
         self._sweep()
         self._keep_house()
 
-    def _consume(self, timeout: float) -> list[Record]:
+    def _next_batch(self, timeout: float) -> Batch:
+        if self._suspects:
+            return self._suspects.next()
         try:
-            return self._ports.consumer.consume(self._limit.records, timeout)
+            return Batch(self._ports.consumer.consume(self._settings.batch.max_events, timeout))
         except OffsetOutOfRange as missing:
             self._begin(TopicPartition(missing.topic, missing.partition))
-            return []
+            return Batch()
 
     def _begin(self, tp: TopicPartition) -> None:
         """Go to the oldest record: nothing was read yet, or retention has overtaken the worker."""
@@ -176,37 +178,36 @@ class Worker:
 
     # -- steps 4 to 9: a batch ----------------------------------------------------------------
 
-    def _serve(self, records: list[Record]) -> None:
-        records = [r for r in records if self._partitions.serves(r.partition)]
+    def _serve(self, batch: Batch) -> None:
+        records = [r for r in batch.records if self._partitions.serves(r.partition)]
+        batch = replace(batch, records=records)
         if records:
             self._ports.checkpoint(checkpoints.CONSUMED)
             self._count_gaps(records)
-        began, condemned = time.perf_counter(), self._limit.condemned(records)
-        outcome = self._pipeline.process(records, self._partitions.stores(), condemned=condemned)
-        if self._transact(outcome, records, began):
-            self._limit.committed()
+        began, stores = time.perf_counter(), self._partitions.stores()
+        outcome = self._pipeline.process(records, stores, condemned=batch.condemned)
+        self._transact(outcome, batch, began)
 
     def _sweep(self) -> None:
         """A transaction that follows from no record: users who no longer act are forgotten."""
         began = time.perf_counter()
         outcome = self._pipeline.sweep(self._partitions.stores())
         if outcome.messages:
-            self._transact(outcome, [], began)
+            self._transact(outcome, Batch(), began)
 
-    def _transact(self, outcome: Outcome, records: Sequence[Record], began: float) -> bool:
-        """Steps 6 to 9 of a batch or a sweep that began then; whether it was committed."""
+    def _transact(self, outcome: Outcome, batch: Batch, began: float) -> None:
+        """Steps 6 to 9 of a batch or a sweep that began then."""
         self._passing(outcome)(checkpoints.COMPUTED)
         try:
             written = self._commit(outcome)
         except Aborted as error:
-            self._retreat(records, error)
-            return False
+            self._retreat(batch, error)
+            return
         except (ProducerFenced, BrokerUnavailable):
             self._in_doubt = True  # committed or not: only the broker knows
             raise
         self._apply(outcome, written)
         self._pipeline.committed(outcome, seconds=time.perf_counter() - began)
-        return True
 
     def _count_gaps(self, records: Sequence[Record]) -> None:
         """What retention deleted before it was read is lost: say how much."""
@@ -252,8 +253,8 @@ class Worker:
         self._lag.handled(outcome.positions, outcome.timestamps)
         passed(checkpoints.APPLIED)
 
-    def _retreat(self, records: Sequence[Record], error: Aborted) -> None:
-        """Drop the overlay and read the batch again; a batch that keeps failing is halved."""
+    def _retreat(self, batch: Batch, error: Aborted) -> None:
+        """Drop the overlay; read the records again, or keep them to find the one at fault."""
         self._metrics.aborts.labels(error.reason).inc()
         try:
             self._ports.producer.abort()
@@ -261,11 +262,18 @@ class Worker:
             self._in_doubt = True
             raise
         self._pipeline.aborted()
-        first = {TopicPartition(r.topic, r.partition): r.offset for r in reversed(records)}
-        self._ports.consumer.seek(first)
-        self._limit.aborted(records, blames_batch=error.blames_batch)
+        if error.blames_batch and batch.records:
+            self._suspects.failed(batch)
+        else:
+            again = [*batch.records, *self._suspects.clear()]
+            first = {TopicPartition(r.topic, r.partition): r.offset for r in reversed(again)}
+            self._ports.consumer.seek(first)
         _log.warning(
-            "aborted", records=len(records), reason=error.reason, next_limit=self._limit.records
+            "aborted",
+            records=len(batch.records),
+            reason=error.reason,
+            why=error.detail,
+            suspects=len(self._suspects),
         )
 
     def _start_over(self) -> None:
@@ -274,6 +282,7 @@ class Worker:
         self._metrics.restarts.inc()
         self._ports.producer.renew()
         self._partitions.start_over()
+        self._suspects.clear()
         self._in_doubt = False
 
     def _close(self) -> None:

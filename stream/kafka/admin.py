@@ -181,10 +181,14 @@ class Admin:
                 isolation_level=ck.IsolationLevel.READ_UNCOMMITTED,
                 request_timeout=CONNECT_S,
             )
-            return {
-                TopicPartition(tp.topic, tp.partition): int(future.result().offset)
-                for tp, future in asked.items()
-            }
+            try:
+                return {
+                    TopicPartition(tp.topic, tp.partition): int(future.result().offset)
+                    for tp, future in asked.items()
+                }
+            except ck.KafkaException:  # leaders have moved: librdkafka would ask the old ones again
+                self._admin.list_topics(timeout=CONNECT_S)
+                raise
 
         with self._trouble.explained(f"offsets of {partitions[0].topic}"):
             return retried(ask, _ADMIN_S)

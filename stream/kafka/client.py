@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import confluent_kafka as ck
@@ -150,20 +149,18 @@ def answered(call: Callable[[], T], patience: float, doing: str) -> T:
 
     Raises `BrokerUnavailable` after `patience` seconds; the client must not be used after that.
     """
-    answers: SimpleQueue[Future[T]] = SimpleQueue()
+    answer: Future[T] = Future()
 
     def ask() -> None:
-        answer: Future[T] = Future()
         try:
             answer.set_result(call())
         except Exception as error:
             answer.set_exception(error)
-        answers.put(answer)
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        return answers.get(timeout=patience).result()
-    except Empty:
+        return answer.result(patience)
+    except TimeoutError:
         raise BrokerUnavailable(f"{doing}: no answer in {patience:.0f} s") from None
 
 

@@ -25,7 +25,6 @@ from stream.kafka.errors import is_denied, is_final, translate
 from stream.kafka.properties import group_consumer
 from stream.ports import Positions, RebalanceListener, Record, TopicPartition
 
-
 WAKE_S = 0.2
 """How long a question that only wakes librdkafka may take."""
 

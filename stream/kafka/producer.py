@@ -15,6 +15,7 @@ from stream.kafka.client import (
     COMMIT_GRACE_S,
     CONNECT_S,
     Trouble,
+    answered,
     connect,
     native_positions,
     retried,
@@ -22,6 +23,11 @@ from stream.kafka.client import (
 from stream.kafka.errors import translate
 from stream.kafka.properties import bulk_producer, transactional_producer
 from stream.ports import Message, Positions, TopicPartition
+
+STUCK_S = 2 * CONNECT_S
+"""After so long a call that should have given up earlier is given up itself."""
+
+_ADDING = "adding offsets to the transaction"
 
 
 class TransactionalProducer:
@@ -34,6 +40,7 @@ class TransactionalProducer:
         self._patience = settings.kafka.transaction_timeout_ms / 1000 + COMMIT_GRACE_S
         self._written: dict[TopicPartition, int] = {}
         self._refused: ck.KafkaError | None = None
+        self._stuck = False  # in a call that does not return
 
     def init(self) -> None:
         """Fence older producers of the same id and abort what they left open."""
@@ -81,9 +88,13 @@ class TransactionalProducer:
         id is used by another, `ProducerFenced` after a transaction that took too long.
         """
         self._flush()
-        offsets, send = native_positions(positions), self._producer.send_offsets_to_transaction
+        offsets = native_positions(positions)
+
+        def send() -> None:
+            self._producer.send_offsets_to_transaction(offsets, group_metadata, CONNECT_S)
+
         with self._trouble.explained(_ADDING):
-            retried(lambda: self._answered(lambda: send(offsets, group_metadata, CONNECT_S)), self._patience)
+            retried(lambda: self._answered(send), self._patience)
 
     def commit(self) -> dict[TopicPartition, int]:
         """Flush and commit; retried while retriable. Errors as in `stream.ports`.
@@ -105,7 +116,9 @@ class TransactionalProducer:
 
     def renew(self) -> None:
         """A new producer of the same id: the broker ends what the old one left open."""
-        self.close()
+        if not self._stuck:  # closing one would wait as well; its end is the broker's affair
+            self.close()
+        self._stuck = False
         self._trouble = Trouble()
         self._producer = connect(ck.Producer, self._properties, self._trouble)
         self.init()
@@ -115,6 +128,14 @@ class TransactionalProducer:
         quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
         with quiet, suppress(ck.KafkaException):  # of one that was fenced: it is over anyway
             self._producer.close()
+
+    def _answered(self, send: Callable[[], None]) -> None:
+        """librdkafka waits without end for a coordinator that has left the cluster's metadata."""
+        try:
+            answered(send, STUCK_S, _ADDING)
+        except BrokerUnavailable:
+            self._stuck = True
+            raise
 
     def _flush(self) -> None:
         """Return when everything is in the log. Raises `Aborted` for what the broker refused."""

@@ -11,6 +11,12 @@ Properties = dict[str, str | int | float | bool]
 HEADROOM_BYTES = 65_536
 """What a dead letter may take beyond the largest event."""
 
+TURN_BYTES = 32_768
+"""How much of a partition is read before it is the turn of the others: they share the delay."""
+
+QUEUE_KB = 1_024
+"""What is read ahead of all partitions together: some batches."""
+
 
 def client(kafka: Kafka) -> Properties:
     """What all clients share; the user's own properties win."""
@@ -51,6 +57,8 @@ def group_consumer(
         "session.timeout.ms": kafka.session_timeout_ms,
         "heartbeat.interval.ms": max(100, min(3_000, kafka.session_timeout_ms // 3)),
         "auto.offset.reset": auto_offset_reset,
+        "max.partition.fetch.bytes": TURN_BYTES,
+        "queued.max.messages.kbytes": QUEUE_KB,
     }
 
 
