@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,13 @@ def kafka_settings(broker: str, prefix: str) -> Settings:
             "kafka.session_timeout_ms": 3_000,
         },
     )
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model that knows the films of `integration.world`; leave it as it is."""
+    from tests.integration.world import save_bundle
+
+    folder = tmp_path_factory.mktemp("model")
+    save_bundle(folder, Settings())
+    return folder / "bundle"

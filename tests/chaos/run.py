@@ -99,7 +99,8 @@ def run(
     kafka: EmbeddedKafka | None = None,
 ) -> Result:
     """Attack until the goals are met or the time is over, then make peace and check."""
-    save_bundle(folder, settings)
+    if not (folder / "bundle").exists():
+        save_bundle(folder, settings)
     topics.create(settings)
     own = Topics(settings)
     own.send(*FILMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from stream import checkpoints
@@ -29,7 +30,8 @@ PLAN = chaos.Plan(
 )
 
 
-def test_nothing_is_lost_repeated_or_set_back(broker: str, tmp_path: Path) -> None:
+def test_nothing_is_lost_repeated_or_set_back(broker: str, bundle: Path, tmp_path: Path) -> None:
     """Workers are killed at every point of a transaction; the topics tell nothing of it."""
+    shutil.copytree(bundle, tmp_path / "bundle")
     result = chaos.run(PLAN, chaos.settings_of(broker, PLAN, 1), tmp_path)
     assert result.passed, (result.line(), result.missing, result.verdict, result.troubles)
