@@ -179,11 +179,11 @@ class Admin:
             asked = self._admin.list_offsets(
                 dict.fromkeys(native(partitions), which),
                 isolation_level=ck.IsolationLevel.READ_UNCOMMITTED,
-                request_timeout=CONNECT_S,
+                request_timeout=_ASK_S,
             )
             try:
                 return {
-                    TopicPartition(tp.topic, tp.partition): int(future.result().offset)
+                    TopicPartition(tp.topic, tp.partition): _told(future.result().offset)
                     for tp, future in asked.items()
                 }
             except ck.KafkaException:  # leaders have moved: librdkafka would ask the old ones again
@@ -191,7 +191,7 @@ class Admin:
                 raise
 
         with self._trouble.explained(f"offsets of {partitions[0].topic}"):
-            return retried(ask, _ADMIN_S)
+            return retried(ask, CONNECT_S)
 
     def _wait_for_settings(self, changes: Mapping[str, Mapping[str, str]]) -> None:
         """Settings, too, are in force a moment after they were accepted."""
@@ -229,6 +229,13 @@ class Admin:
     def _result(self, future: Any, doing: str) -> Any:
         with self._trouble.explained(doing):
             return future.result()
+
+
+def _told(offset: int) -> int:
+    """The offset. Of a leader that does not answer librdkafka says -1001, and calls it no error."""
+    if offset < 0:
+        raise ck.KafkaException(ck.KafkaError(ck.KafkaError._TIMED_OUT, "a leader is silent"))
+    return offset
 
 
 _CREATE = "Create it with `innerloop topics create`."

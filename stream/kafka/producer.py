@@ -24,8 +24,11 @@ from stream.kafka.errors import translate
 from stream.kafka.properties import bulk_producer, transactional_producer
 from stream.ports import Message, Positions, TopicPartition
 
-STUCK_S = 2 * CONNECT_S
-"""After so long a call that should have given up earlier is given up itself."""
+ADD_S = 2.0
+"""How long one attempt to add offsets may take."""
+
+STUCK_S = 5.0
+"""After so long such an attempt will not return."""
 
 _ADDING = "adding offsets to the transaction"
 
@@ -91,7 +94,7 @@ class TransactionalProducer:
         offsets = native_positions(positions)
 
         def send() -> None:
-            self._producer.send_offsets_to_transaction(offsets, group_metadata, CONNECT_S)
+            self._producer.send_offsets_to_transaction(offsets, group_metadata, ADD_S)
 
         with self._trouble.explained(_ADDING):
             retried(lambda: self._answered(send), self._patience)

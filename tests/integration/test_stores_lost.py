@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -183,8 +183,11 @@ def test_a_write_that_the_disk_refuses_ends_the_worker(place: Site) -> None:
 
 def test_a_full_disk_ends_the_worker_with_the_remedy(place: Site) -> None:
     """No space is left: the line says so and what to do; another disk is all that it takes."""
-    with place.worker("small") as worker, mounted(worker.state, "2m"):
+    with place.worker("small") as worker, mounted(worker.state, "4m"):
         worker.start()
+        eventually(worker.ready, worker.text)
+        with suppress(OSError):
+            (worker.state / "what others leave").write_bytes(bytes(4 << 20))
         place.act_until(worker)
         assert worker.join() == 6, worker.text()
         assert "no space left" in worker.text()

@@ -1,0 +1,98 @@
+"""Brokers that die: the worker waits, tries again and goes on without help."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from stream.embedded_kafka import EmbeddedKafka
+from tests.chaos.process import WorkerProcess
+from tests.integration.faults import Site, site
+from tests.integration.world import eventually
+
+SOON = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
+"""A cluster that notices within three seconds that a broker is gone."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[EmbeddedKafka]:
+    """Three brokers."""
+    with EmbeddedKafka(brokers=3, heap_mb=384, properties=SOON) as kafka:
+        yield kafka
+
+
+def test_a_leader_and_coordinator_may_die_under_load(
+    cluster: EmbeddedKafka, bundle: Path, tmp_path: Path
+) -> None:
+    """Batches are committed again while the broker is still away, and none is lost or doubled."""
+    copies = {"kafka__replication": 3, "kafka__min_insync_replicas": 2, "kafka__partitions": 3}
+    servers = cluster.bootstrap_servers
+    with site(servers, bundle, tmp_path, **copies) as place, place.worker() as worker:
+        worker.start()
+        with traffic(place):
+            more_batches(worker)
+            cluster.kill(coordinator(place))
+            more_batches(worker)
+        place.settle(worker)
+        assert worker.terminate() == 0, worker.text()
+        place.check(owner=worker)
+
+
+def test_a_worker_outlives_the_only_broker(bundle: Path, tmp_path: Path) -> None:
+    """It waits for as long as no broker answers, and serves again when one does."""
+    with EmbeddedKafka() as kafka, site(kafka.bootstrap_servers, bundle, tmp_path) as place:
+        with place.worker() as worker:
+            worker.start()
+            place.act()
+            place.settle(worker)
+            kafka.kill(1)
+            eventually(lambda: worker.lines("lag unknown"), worker.text)
+            kafka.restart(1)
+            place.act()
+            place.settle(worker)
+            assert worker.terminate() == 0, worker.text()
+        place.check(owner=worker)
+
+
+@contextmanager
+def traffic(place: Site) -> Iterator[None]:
+    """Users go on acting meanwhile, whatever happens to the brokers."""
+    enough = threading.Event()
+
+    def act() -> None:
+        while not enough.wait(0.05):
+            place.act()
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def more_batches(worker: WorkerProcess) -> None:
+    """Return when the worker has committed five more batches."""
+    before = len(worker.lines("batch"))
+
+    def more() -> bool:
+        assert worker.alive, worker.text()
+        return len(worker.lines("batch")) > before + 5
+
+    eventually(more, worker.text)
+
+
+def coordinator(place: Site) -> int:
+    """The broker that coordinates the workers' group; of each topic it leads one partition."""
+    kafka = place.settings.kafka
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    found = admin.describe_consumer_groups([kafka.group_id])[kafka.group_id].result()
+    leaders = admin.list_topics(kafka.topic("state"), timeout=10).topics[kafka.topic("state")]
+    assert found.coordinator.id in {p.leader for p in leaders.partitions.values()}
+    return int(found.coordinator.id)
