@@ -77,7 +77,7 @@ def open_stores(settings: Settings) -> Stores:
         configured_id=settings.worker_id,
         cache_mb=settings.state.cache_mb,
         write_buffer_mb=settings.state.write_buffer_mb,
-        max_idle_s=settings.state.forget_within_hours * 3_600,
+        max_idle_s=settings.state.forget_within_s,
     )
 
 

@@ -160,6 +160,11 @@ class State(Section):
     cache_mb: int = Field(64, ge=8, description="block cache of all stores together")
     write_buffer_mb: int = Field(64, ge=8, description="write buffers of all stores together")
 
+    @property
+    def forget_within_s(self) -> float:
+        """`forget_within_hours` in seconds."""
+        return 3_600 * self.forget_within_hours
+
 
 class Ranking(Section):
     """The published lists."""

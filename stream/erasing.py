@@ -14,7 +14,7 @@ from stream.ports import PartitionStore
 
 _log = log.get("worker")
 
-SHARE = 8
+ROUNDS = 8
 """Rounds of erasing within the time in which a forgotten user has to be gone."""
 
 
@@ -22,7 +22,7 @@ class Eraser:
     """Goes round the stores that are served."""
 
     def __init__(self, forget_within_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval = forget_within_s / SHARE
+        self._interval = forget_within_s / ROUNDS
         self._clock = clock
         self._erased: dict[int, float] = {}
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from adapters import adapter, experts, ranking
-from adapters.types import Block, UserView
+from adapters.types import UserView
 from stream import user_state
 from stream.config import Settings
 from stream.errors import UnknownItem
@@ -200,19 +200,12 @@ class Explainer:
 
     def _stepped(self, records: Records, events: Events) -> Records:
         """The records with the adapter that follows from these events."""
-        meta, table = self.serving.meta, self.serving.table
-        rows = np.where(events.mask, table.rows_of(events.items), -1)
-        block = Block(
-            items=torch.from_numpy(rows),
-            actions=torch.from_numpy(events.actions.astype(np.int64)),
-            values=torch.from_numpy(events.values),
-            times=torch.from_numpy(events.times / 1000.0),
-            mask=torch.from_numpy(events.mask),
-        ).to(self.serving.device)
+        meta, serving = self.serving.meta, self.serving
+        block = serving.block(events, serving.rows(events))
         start = adapter.init(meta, len(records))
         if not events.mask.shape[1]:
             return self._layout.set_adapter(records, start)
-        state = adapter.advance(meta, start, block, table.catalogue().vectors)
+        state = adapter.advance(meta, start, block, serving.table.catalogue().vectors)
         return self._layout.set_adapter(records, state)
 
     def _told(self, past: Events, moved: Floats) -> tuple[Influence, ...]:

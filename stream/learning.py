@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adapters import adapter
 from adapters.signals import previous_items
-from adapters.types import Block, State
+from adapters.types import State
 from stream import user_state
 from stream.config import Settings
 from stream.message_types import Forget, Interaction
@@ -22,14 +22,12 @@ from stream.message_types import Ranking as Shown
 from stream.messages import DecodedBatch, evidence_of
 from stream.ports import PartitionStore
 from stream.rounds import Round, rounds
-from stream.serving import Serving
+from stream.serving import MILLISECONDS, Serving
 from stream.user_layout import copied, has_adapter, picked, put
 from stream.user_state import Events, Layout, Records
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-
-MILLISECONDS = 1_000.0
 
 
 @dataclass
@@ -99,6 +97,17 @@ class Learner:
             forgotten=np.zeros(n, np.bool_),
         )
         return users, owner
+
+    def changed(self, users: Users) -> list[tuple[int, bytes | None]]:
+        """Places in `users` of records that changed, and the records; None = nothing is left."""
+        places = np.flatnonzero(users.newest >= 0)
+        values = self._layout.encode(picked(users.records, places))
+        shown = users.records["impressions"]["item"].any(1)
+        gone = (users.records["shots"] == 0) & ~shown
+        return [
+            (i, None if gone[i] else value)
+            for i, value in zip(places.tolist(), values, strict=True)
+        ]
 
     # -- learn --------------------------------------------------------------------------------
 
@@ -170,7 +179,7 @@ class Learner:
         """The next events of some users: step, count for everybody, fold."""
         before = picked(users.records, part.users)
         block = self._arranged(users, events, part, before)
-        rows = np.where(block.mask, self._serving.table.rows_of(block.items), -1)
+        rows = self._serving.rows(block)
         self._observe(users, part, block, rows, before)
         state = self._step(users, before, block, rows)
         after = user_state.fold_events(before, block)
@@ -205,13 +214,7 @@ class Learner:
     def _step(self, users: Users, before: Records, block: Events, rows: Ints) -> State:
         meta = self._serving.meta
         state = self._state(before)
-        tensors = Block(
-            items=torch.from_numpy(rows),
-            actions=torch.from_numpy(block.actions.astype(np.int64)),
-            values=torch.from_numpy(block.values),
-            times=torch.from_numpy(block.times / MILLISECONDS),
-            mask=torch.from_numpy(block.mask),
-        ).to(self._serving.device)
+        tensors = self._serving.block(block, rows)
         vectors = self._serving.table.catalogue().vectors
         new = adapter.advance(meta, state, tensors, vectors)
         new, refused = adapter.guard(state, new)
@@ -239,14 +242,7 @@ class Learner:
         if not len(users):
             return state
         past = user_state.support_events(picked(records, users))
-        rows = np.where(past.mask, self._serving.table.rows_of(past.items), -1)
-        block = Block(
-            items=torch.from_numpy(rows),
-            actions=torch.from_numpy(past.actions.astype(np.int64)),
-            values=torch.from_numpy(past.values),
-            times=torch.from_numpy(past.times / MILLISECONDS),
-            mask=torch.from_numpy(past.mask),
-        ).to(self._serving.device)
+        block = self._serving.block(past, self._serving.rows(past))
         chosen = torch.from_numpy(users).to(self._serving.device)
         start = {k: v[chosen] for k, v in state.items()}
         vectors = self._serving.table.catalogue().vectors

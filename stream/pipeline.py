@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from adapters.signals import NeighbourDelta, Pairs
 from stream import log
 from stream.config import Settings
+from stream.erasing import ROUNDS
 from stream.expiry import Expiry
-from stream.learning import MILLISECONDS, Learner, Users
+from stream.learning import Learner, Users
 from stream.message_checks import COLD_KEY, Reason, Skip
 from stream.message_encoding import Cause, dead_letter
 from stream.messages import DeadLetter, DecodedBatch, decode_events, decode_items
 from stream.metrics import Metrics
 from stream.ports import Message, PartitionStore, Put, Record, TopicPartition
 from stream.recommend import Recommender
-from stream.serving import Serving
+from stream.serving import MILLISECONDS, Serving
 from stream.signal_log import SignalLog
 from stream.user_layout import picked
 from stream.user_state import Layout, user_key
@@ -86,8 +87,8 @@ class Pipeline:
         self._learner = Learner(settings, serving)
         self._signal_log = SignalLog(serving)
         self._recommender = Recommender(settings, serving, clock)
-        forget_within_s = settings.state.forget_within_hours * 3_600
-        self._cold_interval = min(COLD_INTERVAL, forget_within_s / 8)  # rolls segments too
+        within = settings.state.forget_within_s / ROUNDS
+        self._cold_interval = min(COLD_INTERVAL, within)  # rolls segments too
         self._expiry = Expiry(settings.state.ttl_days, self._layout, clock)
         self._stores: dict[int, PartitionStore] = {}
         self._cold_due: dict[int, float] = {}
@@ -168,7 +169,7 @@ class Pipeline:
 
     def _share(self, batch: DecodedBatch, users: Users, outcome: Outcome) -> None:
         """Move event time on; write counters, and neighbours where a bucket closed."""
-        newest = max((event.timestamp for event in batch.accepted), default=0) / MILLISECONDS
+        newest = max(outcome.newest.values(), default=0) / MILLISECONDS
         folded = self._serving.advance(newest, list(self._stores))
         outcome.steps, outcome.refused = users.steps, users.refused
         outcome.skipped[Skip.DUPLICATE] += users.duplicates
@@ -216,12 +217,8 @@ class Pipeline:
     def _save(self, users: Users, outcome: Outcome) -> None:
         """Changed records go to the changelog and to the store; erased users leave a null."""
         topic = self._settings.kafka.topic("state")
-        changed = np.flatnonzero(users.newest >= 0)
-        gone = users.forgotten & (users.records["shots"] == 0) & ~_shown(users)
-        values = self._layout.encode(picked(users.records, changed))
-        for i, value in zip(changed.tolist(), values, strict=True):
+        for i, kept in self._learner.changed(users):
             user, partition = users.names[i].encode(), int(users.partitions[i])
-            kept = None if gone[i] else value
             outcome.messages.append(Message(topic, partition, user, kept))
             outcome.puts[partition].append(Put(user_key(user), kept))
 
@@ -372,8 +369,3 @@ def _positions(records: Sequence[Record]) -> Outcome:
         outcome.positions[tp] = record.offset + 1
         outcome.timestamps[tp] = record.timestamp
     return outcome
-
-
-def _shown(users: Users) -> NDArray[np.bool_]:
-    """Users [n] who were shown something since they were erased."""
-    return np.asarray(users.records["impressions"]["item"].any(1))

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from stream.comparing import Circumstances, Finding, judge
 from stream.config import Settings
-from stream.learning import Learner, Users
+from stream.learning import Learner
 from stream.message_types import Interaction
 from stream.messages import Decoded, Event, decode_events
 from stream.ports import Put, Record
 from stream.serving import Serving
 from stream.testing_store import MemoryStore
-from stream.user_layout import picked
 from stream.user_state import USER, Layout, hash_id, user_key
 
 
@@ -107,19 +105,9 @@ class Replayer:
         users, owner = self._learner.load(batch, {kept[0].partition: found.store})
         self._learner.learn(batch, users, owner)
         self._serving.forget_signals(kept[0].partition)
-        found.store.apply(self._puts(users), {})
+        changed = self._learner.changed(users)
+        found.store.apply([Put(user_key(users.names[i].encode()), v) for i, v in changed], {})
         self._note(batch, found)
-
-    def _puts(self, users: Users) -> list[Put]:
-        """Changed records; one in which nothing is left is deleted."""
-        changed = np.flatnonzero(users.newest >= 0)
-        values = self._layout.encode(picked(users.records, changed))
-        shown = users.records["impressions"]["status"].any(1)
-        gone = (users.records["shots"] == 0) & ~shown
-        return [
-            Put(user_key(users.names[i].encode()), None if gone[i] else value)
-            for i, value in zip(changed.tolist(), values, strict=True)
-        ]
 
     def _note(self, batch: Decoded[Event], found: Replayed) -> None:
         """Event time, and users whose items cannot be taken as they were."""

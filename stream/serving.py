@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from adapters import ranking, signals
 from adapters.experts import Prior, Snapshotter
 from adapters.features import Prepared
 from adapters.signals import NeighbourDelta, SignalDelta, Signals
-from adapters.types import Meta
+from adapters.types import Block, Meta
 from stream.catalogue import CatalogueTable
+from stream.user_state import Events
 
 Rows = NDArray[np.int64]
+
+MILLISECONDS = 1_000.0
+"""In a second."""
 
 
 class Serving:
@@ -35,6 +40,22 @@ class Serving:
         self._snapshotter = Snapshotter(meta.config)
         self._prepared: Prepared | None = None
         self._prepared_for: tuple[float, int] = (-1.0, -1)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def rows(self, events: Events) -> Rows:
+        """Rows [n, t] of the items of events; -1 = masked, or not in the catalogue."""
+        return np.where(events.mask, self.table.rows_of(events.items), -1)
+
+    def block(self, events: Events, rows: Rows) -> Block:
+        """Events [n, t] as tensors on the model's device; `rows` are theirs."""
+        return Block(
+            items=torch.from_numpy(rows),
+            actions=torch.from_numpy(events.actions.astype(np.int64)),
+            values=torch.from_numpy(events.values),
+            times=torch.from_numpy(events.times / MILLISECONDS),
+            mask=torch.from_numpy(events.mask),
+        ).to(self.device)
 
     # -- signals ------------------------------------------------------------------------------
 

@@ -167,7 +167,7 @@ def _forgetting(settings: Settings) -> tuple[Rule, ...]:
 
     Tombstones stay for the whole of it, so that a store which was away for less sees them.
     """
-    deadline = max(1_000, round(settings.state.forget_within_hours * _HOUR_MS))
+    deadline = max(1_000, round(1_000 * settings.state.forget_within_s))
     return (
         Rule("segment.ms", str(deadline // 4), "at most"),
         Rule("max.compaction.lag.ms", str(deadline // 2), "at most"),

@@ -84,7 +84,7 @@ class Worker:
         )
         self._lag = LagWatch(ports.reader, metrics)
         self._suspects = Suspects()
-        self._eraser = Eraser(settings.state.forget_within_hours * 3_600)
+        self._eraser = Eraser(settings.state.forget_within_s)
         self._stop = threading.Event()
         self._in_doubt = False  # the broker may have more, or less, than the stores
         self._turned = time.monotonic()

@@ -112,7 +112,7 @@ def _verified(settings: Settings, state_dirs: list[Path]) -> Iterator[Verified]:
             state_dirs=state_dirs,
             identity=assembly.store_identity(settings),
             shared=SharedResources(settings.state.cache_mb, settings.state.write_buffer_mb),
-            max_idle_s=settings.state.forget_within_hours * 3_600,
+            max_idle_s=settings.state.forget_within_s,
         )
         partitions = _changelogs(settings)
         ends = reader.end_offsets([tp for each in partitions for tp in each.values()])

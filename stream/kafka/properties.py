@@ -19,7 +19,7 @@ QUEUE_KB = 1_024
 
 
 def client(kafka: Kafka) -> Properties:
-    """What all clients share; the user's own properties win."""
+    """What all clients share; the user's own properties win over these, not over what follows."""
     return {
         "bootstrap.servers": kafka.bootstrap_servers,
         "client.id": "innerloop",
