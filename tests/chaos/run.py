@@ -16,9 +16,9 @@ import yaml
 
 from stream import topics
 from stream.config import Settings, load
+from stream.demo.watch import lag
 from stream.embedded_kafka import EmbeddedKafka
 from stream.errors import InnerloopError
-from stream.kafka.admin import Admin
 from tests.chaos.attack import POINTS, Guest, Tormentor
 from tests.chaos.checker import Verdict, check, read
 from tests.chaos.process import WorkerProcess
@@ -195,14 +195,10 @@ def _peace(
 
 def _behind(settings: Settings) -> int:
     """Events that no worker has committed; 1 where the brokers do not answer yet."""
-    kafka = settings.kafka
     try:
-        with Admin(kafka) as admin:
-            ends = admin.end_offsets(admin.partitions(kafka.topic("events")))
-            done = admin.committed(kafka.group_id)
+        return lag(settings)
     except InnerloopError:
         return 1
-    return sum(end - done.get(tp, 0) for tp, end in ends.items())
 
 
 def _replay(settings: Settings, folder: Path, states: Sequence[Path]) -> list[tuple[int, str]]:

@@ -12,7 +12,7 @@ import pytest
 
 from stream import checkpoints, topics
 from stream.config import Settings, load
-from stream.kafka.admin import Admin
+from stream.demo.watch import lag
 from stream.message_types import Interaction
 from stream.murmur2 import partition_of
 from tests.chaos import faults
@@ -63,11 +63,7 @@ class Scene:
 
     def caught_up(self) -> bool:
         """Whether every event is committed."""
-        kafka = self.settings.kafka
-        with Admin(kafka) as admin:
-            ends = admin.end_offsets(admin.partitions(kafka.topic("events")))
-            done = admin.committed(kafka.group_id)
-        return all(done.get(tp, 0) >= end for tp, end in ends.items())
+        return lag(self.settings) == 0
 
     def verdict(self) -> Verdict:
         """What the checker says once everything is handled."""

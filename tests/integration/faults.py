@@ -9,8 +9,8 @@ from pathlib import Path
 
 from stream import assembly, topics
 from stream.config import Settings, load
+from stream.demo.watch import lag
 from stream.errors import BrokerUnavailable
-from stream.kafka.admin import Admin
 from stream.kafka.reader import LogReader
 from stream.murmur2 import partition_of
 from stream.partitions import CHANGELOGS
@@ -74,14 +74,10 @@ class Site:
 
     def behind(self) -> int:
         """Events that no committed offset covers; 1 while no broker answers."""
-        kafka = self.settings.kafka
         try:
-            with Admin(kafka) as admin:
-                ends = admin.end_offsets(admin.partitions(kafka.topic("events")))
-                done = admin.committed(kafka.group_id)
+            return lag(self.settings)
         except BrokerUnavailable:
             return 1
-        return sum(end - done.get(tp, 0) for tp, end in ends.items())
 
     def settle(self, *workers: WorkerProcess) -> None:
         """Return when every event is handled; `workers` are whose logs explain why not."""
