@@ -89,6 +89,7 @@ class Tormentor:
         self.halt.wait(self.session_s + 1.5)
         self.worker.signal(signal.SIGCONT)
         self.tally.add("stops")
+        self.tally.add("rebalances")  # its partitions went to others
         self._until(lambda: not self.worker.alive, 3.0)
         self.worker.kill()
 
@@ -100,13 +101,10 @@ class Tormentor:
         progress = committed or (plan.point in AT_START and self.committed_before)
         self.committed_before = committed
         if killed and progress and plan.action != "stop":
-            self.tally.hit(named[0] if named and not plan.delay_s else "")
-            if named and plan.point.endswith(checkpoints.COMMITTING):
-                self.tally.points[plan.point] += 1
+            at_point = not plan.delay_s or plan.point.endswith(checkpoints.COMMITTING)
+            self.tally.hit(named[0] if named and at_point else "")
         if self.worker.exit_code == 6 and plan.file_limit:
             self.tally.add("full_disks")
-        moved = ("revoked",) if self.tally.counts["kills"] else ()
-        self.tally.add("rebalances", sum(line.get("event") in moved for line in lines))
         self._note_trouble(plan)
 
     def _note_trouble(self, plan: Plan) -> None:
