@@ -11,11 +11,19 @@ Properties = dict[str, str | int | float | bool]
 HEADROOM_BYTES = 65_536
 """What a dead letter may take beyond the largest event."""
 
-TURN_BYTES = 32_768
-"""How much of a partition is read before it is the turn of the others: they share the delay."""
+TURN_BYTES = 1_048_576
+"""How much of a partition is read before it is the turn of the others: they share the delay.
 
-QUEUE_KB = 1_024
-"""What is read ahead of all partitions together: some batches."""
+Not less than a producer's largest batch: a broker gives one that is larger than this to the first
+partition of a fetch alone (KIP-74), and the others wait until that one is worked off.
+"""
+
+QUEUE_KB = 16_384
+"""What is read ahead of all partitions together, in kB.
+
+Where it holds a turn of each, they take turns; where it does not, the first to be fetched stays
+first until its backlog is gone.
+"""
 
 
 def client(kafka: Kafka) -> Properties:
@@ -41,7 +49,7 @@ def _reading(kafka: Kafka, wait_ms: int) -> Properties:
         "fetch.wait.max.ms": wait_ms,
         "fetch.error.backoff.ms": 50,
         "fetch.queue.backoff.ms": 5,  # the default of a second starves a fast reader
-        "queued.max.messages.kbytes": 16_384,
+        "queued.max.messages.kbytes": QUEUE_KB,
     }
 
 
@@ -58,7 +66,6 @@ def group_consumer(
         "heartbeat.interval.ms": max(100, min(3_000, kafka.session_timeout_ms // 3)),
         "auto.offset.reset": auto_offset_reset,
         "max.partition.fetch.bytes": TURN_BYTES,
-        "queued.max.messages.kbytes": QUEUE_KB,
     }
 
 

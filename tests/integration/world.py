@@ -247,13 +247,19 @@ class Topics:
         self._producer.flush()
 
     def records(self, role: str, settle: float = 0.02) -> list[Record]:
-        """Committed records of a topic so far, until none came for `settle` seconds."""
+        """Committed records of a topic so far, until none came for `settle` seconds.
+
+        A first look goes to the end of the topic, or up to an open transaction.
+        """
         if role not in self._tails:
             self._tails[role] = Tail(self._kafka, self._kafka.topic(role))
             self._read[role] = []
         tail, read = self._tails[role], self._read[role]
-        while found := tail.poll(timeout=settle):
+        patience = time.monotonic() + 3
+        while (found := tail.poll(timeout=settle)) or not tail.caught_up():
             read += found
+            if not found and time.monotonic() > patience:
+                break
         return read
 
     def lists(self, user: str) -> list[dict[str, Any]]:
