@@ -6,18 +6,22 @@ and what must not be ranked are masked by the caller (`mask`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from adapters import features
+from adapters.ease import Ease
 from adapters.features import NEVER, Prepared
-from adapters.types import UserView
+from adapters.types import Support, UserView
 
 KNN_RECENCY = 1.0
 """Weight of recency popularity beside item-kNN, both on a logarithmic scale."""
+
+HISTORY = 1_024
+"""Latest events of a user that baselines look at: they are not held to what a record can keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,9 @@ class Crowd:
     prepared: Prepared
     popularity: Tensor  # [N, H] decayed counts
     totals: Tensor  # [N] positive evidence since the log began
+    now: float = 0.0  # unix seconds
+    history: Support | None = None  # up to HISTORY events of the users; None = their support set
+    ease: Mapping[float, Ease] = field(default_factory=dict)  # by penalty
 
 
 Baseline = Callable[[Crowd, UserView], Tensor]
@@ -62,6 +69,40 @@ def item_knn_recency(crowd: Crowd, view: UserView, half_life: int = 0) -> Tensor
     there = torch.ones(crowd.prepared.size, dtype=torch.bool, device=knn.device)
     recent = features.popularity_features(crowd.popularity, there)[:, half_life]
     return knn + KNN_RECENCY * recent
+
+
+def repeat(crowd: Crowd, view: UserView, half_life: float = 90 * 86_400.0) -> Tensor:
+    """How often the user took an item, decayed with this half-life in seconds; then popularity."""
+    past = crowd.history or view.support
+    size = crowd.prepared.size
+    age = (crowd.now - past.times).clamp(min=0)
+    weight = (0.5 ** (age / half_life)).float() * (past.values > 0)
+    rows = torch.where(past.items >= 0, past.items, size)
+    counts = torch.zeros(len(rows), size + 1).scatter_add_(1, rows, weight)[:, :size]
+    return counts + 1e-6 * popularity_rank(crowd.totals)
+
+
+def ease(crowd: Crowd, view: UserView, penalty: float = 200.0) -> Tensor:
+    """EASE at one of the penalties of `crowd.ease`; popularity breaks ties."""
+    past = crowd.history or view.support
+    rows = torch.where(past.values > 0, past.items, -1)
+    scores = crowd.ease[penalty].scores(rows, crowd.prepared.size)
+    return scores + 1e-6 * popularity_rank(crowd.totals)
+
+
+def with_recency(
+    crowd: Crowd, view: UserView, of: Baseline, half_life: int, weight: float
+) -> Tensor:
+    """Another baseline on a scale of its own plus recency popularity.
+
+    What is summed is score / (largest score of the user) and `weight` times the logarithm of
+    decayed counts relative to the largest: both are at most 1, whatever `of` is.
+    """
+    scores = of(crowd, view)
+    own = scores / scores.amax(1, keepdim=True).clamp(min=1e-9)
+    there = torch.ones(crowd.prepared.size, dtype=torch.bool, device=scores.device)
+    recent = features.popularity_features(crowd.popularity, there)[:, half_life]
+    return own + weight * recent / recent.amax().clamp(min=1e-9)
 
 
 BASELINES: dict[str, Baseline] = {

@@ -7,8 +7,8 @@ user, then over the users of a cohort; intervals are bootstrapped over users, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters import adapter, baselines, experts, ranking
-from adapters.baselines import BASELINES, Crowd
+from adapters.baselines import BASELINES, HISTORY, Baseline, Crowd
+from adapters.ease import Ease
 from adapters.episodes import Log
 from adapters.experts import Prior, Snapshotter
 from adapters.features import NEVER, Prepared, prepare
 from adapters.positions import (
     Moment,
     Sequences,
+    histories,
     interests_at,
     previous_in_log,
     relevant,
@@ -52,6 +54,8 @@ class Options:
     moment: Moment = "request"
     diversity: float = 0.0
     variants: tuple[str, ...] = STANDARD
+    baselines: Mapping[str, Baseline] = field(default_factory=lambda: BASELINES)
+    ease: Mapping[float, Ease] = field(default_factory=dict)  # by penalty, of earlier events
     users: Ints | None = None  # whose positions count; None = everybody's
     most: int | None = None  # positions, drawn evenly where there are more; None = all
     seed: int = 0  # of that draw
@@ -67,9 +71,9 @@ class Moments:
     lists: dict[str, Ints]  # variant -> [m, k] rows, -1 = none
     relevant: Ints  # [m, horizon] rows, -1 = none
 
-    def figures(self, variant: str) -> NDArray[np.float64]:
-        """nDCG, hit and reciprocal rank of each position: [m, 3]."""
-        return figures(self.lists[variant], self.relevant)
+    def figures(self, variant: str, k: int | None = None) -> NDArray[np.float64]:
+        """nDCG, hit and reciprocal rank of each position: [m, 3], of the first k places."""
+        return figures(self.lists[variant][:, :k], self.relevant)
 
 
 def progressive(
@@ -238,12 +242,15 @@ def _rank_all(
     metas = {v: variant_meta(meta, v) for v in options.variants if v in MODELS}
     out = {v: np.full((len(events), options.k), -1, np.int64) for v in options.variants}
     size = len(experts.names(meta.config))
+    simple = [v for v in options.variants if v not in metas]
     for step in walk(meta, seq, events, catalogue, prior):
         part = step.inside
         view = views(meta, seq, events[part], options.moment, options.mask_seen, size)
-        for variant in options.variants:
-            if variant not in metas:
-                out[variant][part] = _baseline(step, view, variant, options.k).numpy()
+        if simple:
+            crowd = _crowd(step, seq, events[part], options)
+            for variant in simple:
+                scores = options.baselines[variant](crowd, view)
+                out[variant][part] = _best(crowd, view, scores, options.k).numpy()
         for same in _alike(metas):
             own = _side_by_side(view, [interests[variant][part] for variant in same])
             ranked = ranking.rank_prepared(
@@ -285,11 +292,19 @@ def _interests(
     return out
 
 
-def _baseline(step: Step, view: UserView, variant: str, k: int) -> Tensor:
-    size = step.prepared.size
-    crowd = Crowd(step.prepared, step.shared.popularity[:size], step.totals)
-    scores = baselines.mask(crowd, view, BASELINES[variant](crowd, view))
-    top, rows = ranking.top_k(scores, min(k, size))
+def _crowd(step: Step, seq: Sequences, events: Ints, options: Options) -> Crowd:
+    return Crowd(
+        prepared=step.prepared,
+        popularity=step.shared.popularity[: step.prepared.size],
+        totals=step.totals,
+        now=step.shared.now,
+        history=histories(seq, events, options.moment, HISTORY),
+        ease=options.ease,
+    )
+
+
+def _best(crowd: Crowd, view: UserView, scores: Tensor, k: int) -> Tensor:
+    top, rows = ranking.top_k(baselines.mask(crowd, view, scores), min(k, crowd.prepared.size))
     return torch.nn.functional.pad(
         torch.where(top > NEVER / 2, rows, -1), (0, k - rows.shape[1]), value=-1
     )

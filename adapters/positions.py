@@ -95,6 +95,14 @@ def views(
     )
 
 
+def histories(seq: Sequences, events: Ints, moment: Moment, most: int) -> Support:
+    """The latest events, at most `most`, of the users of these events (places in the log)."""
+    place = seq.place[events]
+    first, ends = seq.start[place], place + (moment == "published")
+    depth = int(min(most, max((ends - first).max(initial=0), 1)))
+    return support_of(seq.log, _back_from(seq, ends, first, depth))
+
+
 def relevant(seq: Sequences, events: Ints, moment: Moment, horizon: int, mask_seen: bool) -> Ints:
     """The next `horizon` positive items of each event's user: [n, horizon], -1 = none.
 

@@ -85,13 +85,13 @@ def summarise(users: Array, shots: Array, figures: dict[str, Array], seed: int =
     for name, low, high in (("all", 0, 2**62), *COHORTS):
         inside = (shots >= low) & (shots <= high)
         if inside.any():
-            means = _per_user(users[inside], stacked[inside])
+            means = per_user(users[inside], stacked[inside])
             rows += _rows(name, list(figures), means, int(inside.sum()), rng)
     return Report(tuple(rows))
 
 
-def _per_user(users: Array, values: Array) -> Array:
-    """Means of each user's positions: [U, V, 3]."""
+def per_user(users: Array, values: Array) -> Array:
+    """Means of each user's positions: [m, ...] to [U, ...]."""
     _, owner, count = np.unique(users, return_inverse=True, return_counts=True)
     flat = values.reshape(len(values), -1)
     sums = np.stack([np.bincount(owner, column) for column in flat.T], 1)

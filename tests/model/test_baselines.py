@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from adapters import baselines, ranking
+from adapters import baselines, ease, ranking
 from adapters.baselines import BASELINES, Crowd
 from adapters.experts import prior_from_log
 from adapters.features import prepare
-from adapters.types import UserView
+from adapters.ranking import select as select_users
+from adapters.types import Support, UserView
 from tests.model import planted
 from tests.model.planted import BEGIN
 
@@ -83,3 +87,63 @@ def test_masked_scores_hold_nothing_seen() -> None:
     top, rows = ranking.top_k(scores, SIZE)
     assert 4 not in rows[0][top[0] > -1e29].tolist()
     assert int((top[1] > -1e29).sum()) == SIZE
+
+
+# -- repeat, EASE, mixtures -----------------------------------------------------------------------
+
+
+def test_what_was_taken_often_and_lately_is_repeated() -> None:
+    """Two events of today weigh more than three of a year ago, and dislikes nothing."""
+    crowd, view = world()
+    rows = torch.tensor([[3, 3, 8, 7, 7, 7]])
+    days = torch.tensor([[0.0, 0.0, 0.0, 365.0, 365.0, 365.0]], dtype=torch.float64)
+    values = torch.tensor([[1.0, 1.0, -1.0, 1.0, 1.0, 1.0]])
+    past = Support(rows, values, BEGIN - days * 86_400)
+    crowd = replace(crowd, now=BEGIN, history=past)
+    scores = baselines.repeat(crowd, select_users(view, torch.tensor([1])), half_life=30 * 86_400.0)
+    assert scores[0].topk(2).indices.tolist() == [3, 7]
+    assert float(scores[0, 8]) < 1e-5
+
+
+def test_ease_is_the_constrained_ridge_regression() -> None:
+    """Its weights solve min |X - XB|^2 + penalty |B|^2 with a zero diagonal, found by descent."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy((rng.random((30, 6)) < 0.4).astype(np.float32))
+    users, items = (a.numpy() for a in x.nonzero(as_tuple=True))
+    model = ease.solve(ease.gram(users, items, np.ones(len(users), np.float32)), penalty=5.0)
+    assert model.rows.tolist() == list(range(6))
+    for column in range(6):
+        others = [i for i in range(6) if i != column]
+        a = x[:, others]
+        right = torch.linalg.solve(a.T @ a + 5.0 * torch.eye(5), a.T @ x[:, column])
+        torch.testing.assert_close(model.weights[others, column], right, rtol=1e-4, atol=1e-5)
+        assert float(model.weights[column, column]) == 0.0
+
+
+def test_ease_ranks_what_goes_together() -> None:
+    """Users of item 1 took item 2: whoever has item 1 alone gets item 2; others get the popular."""
+    crowd, view = world()
+    pairs = [(u, i) for u in range(8) for i in (1, 2)] + [(u, 9) for u in range(8, 12)]
+    users, items = np.array(pairs).T
+    counts = ease.gram(users, items, np.ones(len(users), np.float32))
+    crowd = replace(crowd, ease={10.0: ease.solve(counts, 10.0)})
+    scores = baselines.ease(crowd, view, penalty=10.0)
+    assert int(scores[1].argmax()) == 2
+    assert int(scores[0].argmax()) == 4
+
+
+def test_few_items_take_part_in_ease() -> None:
+    """The items with the most users are kept, however often one user came back to others."""
+    users, items = np.array([[0, 1, 2, 0, 0, 0, 1], [5, 5, 5, 7, 7, 7, 3]])
+    counts = ease.gram(users, items, np.ones(7, np.float32), most=2)
+    assert counts.rows.tolist()[0] in (3, 5)
+    assert 5 in counts.rows.tolist()
+    assert len(counts.rows) == 2
+
+
+@pytest.mark.parametrize(("weight", "best"), [(0.01, 2), (100.0, 5)])
+def test_recency_counts_by_its_weight(weight: float, best: int) -> None:
+    """A small weight leaves the neighbour of the click first, a large one the item of the day."""
+    crowd, view = world()
+    scores = baselines.with_recency(crowd, view, baselines.item_knn, half_life=0, weight=weight)
+    assert int(scores[1].argmax()) == best

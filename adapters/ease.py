@@ -1,0 +1,66 @@
+"""EASE: a linear model from items to items in closed form.
+
+Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.signals import Floats, Ints
+
+MOST = 5_000
+"""Items that take part: those with the most users. The matrix is MOST x MOST."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gram:
+    """How many users two items have in common."""
+
+    rows: Tensor  # [M] int64 catalogue rows that take part
+    shared: Tensor  # [M, M] float32, users of an item on the diagonal
+
+
+@dataclass(frozen=True, slots=True)
+class Ease:
+    """Weights from the items of a history to the items that are ranked."""
+
+    rows: Tensor  # [M] int64 catalogue rows
+    weights: Tensor  # [M, M] float32, zero diagonal
+
+    def scores(self, history: Tensor, size: int) -> Tensor:
+        """Scores [n, size] of users with these rows [n, L] behind them, -1 = none."""
+        taken = torch.zeros(len(history), size + 1)
+        taken.scatter_(1, torch.where(history >= 0, history, size), 1.0)
+        scores = torch.zeros(len(history), size)
+        scores[:, self.rows] = taken[:, self.rows] @ self.weights
+        return scores
+
+
+def gram(users: Ints, items: Ints, values: Floats, most: int = MOST) -> Gram:
+    """Count the users that pairs of items share; repeats and dislikes do not count."""
+    good = (values > 0) & (items >= 0)
+    pairs = np.unique(np.stack([users[good], items[good]]), axis=1)
+    rows, count = np.unique(pairs[1], return_counts=True)
+    rows = np.sort(rows[np.argsort(-count, kind="stable")[:most]])
+    inside = np.isin(pairs[1], rows)
+    _, owner = np.unique(pairs[0, inside], return_inverse=True)
+    place = np.searchsorted(rows, pairs[1, inside])
+    at = torch.from_numpy(np.stack([owner, place]))
+    shape = (int(owner.max(initial=-1)) + 1, len(rows))
+    x = torch.sparse_coo_tensor(at, torch.ones(at.shape[1]), shape, check_invariants=True)
+    return Gram(torch.from_numpy(rows), torch.sparse.mm(x.T, x.to_dense()))
+
+
+def solve(counts: Gram, penalty: float) -> Ease:
+    """The weights at this L2 penalty (in users; above 0, else `ValueError`)."""
+    if penalty <= 0:
+        raise ValueError(f"penalty must be above 0, got {penalty}")
+    eye = torch.eye(len(counts.rows), dtype=torch.float32)
+    inverse = torch.linalg.inv(counts.shared + penalty * eye)
+    weights = inverse / -inverse.diagonal().clamp(min=1e-12)
+    return Ease(counts.rows, weights.fill_diagonal_(0.0))
