@@ -30,7 +30,7 @@ export UV_SYSTEM_CERTS ?= 1
 
 HOURS ?= 0
 
-.PHONY: demo test check bench fuzz chaos format docs install lock clean help
+.PHONY: demo test check bench data fuzz chaos format docs install lock clean help
 
 demo: $(READY)     ## see it work: broker, training, live traffic, two new users
 	@$(BIN)/innerloop demo $(ARGS)
@@ -46,6 +46,9 @@ check: $(INSTALLED)  ## check format, lint, types and the layers of imports
 
 bench: $(READY)    ## measure against a transactional pass-through on the same broker
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+data: $(INSTALLED)  ## fetch two more real logs into var/data; their terms are printed
+	@$(BIN)/python -m benchmarks.datasets --pip $(VENV)/tools/bin/python $(ARGS)
 
 fuzz: $(INSTALLED)   ## feed a million damaged messages and records to what reads them
 	@$(BIN)/python -m tests.fuzz $(ARGS)
