@@ -61,6 +61,7 @@ _UNREACHABLE = {
     "NETWORK_EXCEPTION",
     "_NOENT",  # no partition that was asked for has a leader
 }
+_COORDINATOR = {"NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS"}
 _DENIED = {"_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL", "ILLEGAL_SASL_STATE"}
 _NO_TOPIC = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"}
 _BAD_CONTENT = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD", "INVALID_MSG", "RECORD_LIST_TOO_LARGE"}
@@ -78,6 +79,11 @@ RETRY = {
     "COORDINATOR_LOAD_IN_PROGRESS",
 }
 """Names of errors that say nothing was decided yet."""
+
+
+def is_of_coordinator(name: str) -> bool:
+    """Whether only the group's coordinator is meant, which readers without a group do not need."""
+    return name in _COORDINATOR
 
 
 def is_denied(name: str) -> bool:
