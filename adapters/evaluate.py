@@ -134,11 +134,17 @@ def positions(
     options: Options,
     progress: Progress | None,
 ) -> Moments:
-    """The lists of all variants at all positions from `start` on that have something relevant."""
+    """The lists of all variants at all positions from `start` on that have something relevant.
+
+    Events of one user at one time, such as a basket, are one request: the list before the first of
+    them is judged, so that none helps to guess the others.
+    """
     seq = Sequences.of(log)
     events = np.arange(int(np.searchsorted(log.times, start)), len(log))
     if options.users is not None:
         events = events[np.isin(log.users[events], options.users)]
+    if options.moment == "request":
+        events = events[~seq.tied(events)]
     wanted = relevant(seq, events, options.moment, options.horizon, options.mask_seen)
     some = (wanted >= 0).any(1)
     chosen = _drawn(np.flatnonzero(some), options.most, options.seed)

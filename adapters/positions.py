@@ -49,6 +49,13 @@ class Sequences:
         users = log.users[order]
         return cls(log, order, place, np.searchsorted(users, users))
 
+    def tied(self, events: Ints) -> Bools:
+        """Which of these events (log places) share user and time with the user's event before."""
+        at = self.place[events]
+        before = self.order[np.maximum(at - 1, 0)]
+        same = self.log.times[before] == self.log.times[events]
+        return np.asarray(same & (at > self.start[at]))
+
     def back(self, ends: Ints, depth: int, keep: Bools | None = None) -> Ints:
         """Log places of the events before sorted place `ends` of the same user, newest first.
 

@@ -90,6 +90,16 @@ def summarise(users: Array, shots: Array, figures: dict[str, Array], seed: int =
     return Report(tuple(rows))
 
 
+def compare(users: Array, one: Array, other: Array, seed: int = 0) -> Figure:
+    """One model's figures [m] minus another's, relative to the other: mean over users, 95%."""
+    means = per_user(users, np.stack([one, other], 1))
+    ends = _resampled(means, np.random.default_rng(seed))
+    ratio = ends[:, 0] / np.maximum(ends[:, 1], 1e-12) - 1
+    mean = means.mean(0)
+    low, high = np.quantile(ratio, [0.025, 0.975])
+    return Figure(float(mean[0] / max(mean[1], 1e-12) - 1), float(low), float(high))
+
+
 def per_user(users: Array, values: Array) -> Array:
     """Means of each user's positions: [m, ...] to [U, ...]."""
     _, owner, count = np.unique(users, return_inverse=True, return_counts=True)

@@ -47,6 +47,17 @@ def test_relevant_items_are_the_next_new_positives() -> None:
     assert again.tolist() == [[5, 4, 7]]
 
 
+def test_a_basket_is_one_request() -> None:
+    """Items bought at one time: the list before the first is judged, all of them are relevant."""
+    log = planted.log([(1, 4, 0), (2, 8, 1), (1, 5, 1), (1, 6, 1), (1, 7, 1), (1, 8, 2)])
+    meta = planted.model(planted.config())
+    items = planted.catalogue(meta.config, SIZE)
+    options = Options(variants=("popularity",), users=np.array([1]))
+    found = evaluate.positions(meta, log, BEGIN, items, None, options, None)
+    assert found.shots.tolist() == [0, 1, 4]
+    assert sorted(found.relevant[1][found.relevant[1] >= 0].tolist()) == [5, 6, 7, 8]
+
+
 def test_interests_come_from_the_past_alone() -> None:
     """Interests at a position equal those of single steps over the events before it."""
     meta = planted.model(planted.config())

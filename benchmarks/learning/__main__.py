@@ -1,0 +1,103 @@
+"""`python -m benchmarks.learning`: all sets, rows and seeds; see --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.learning import goals, tables
+from benchmarks.learning.goals import SetResult, Verdict
+from benchmarks.learning.rows import OWN, ROWS
+from benchmarks.learning.runs import Plan, Runs
+from benchmarks.learning.sets import SETS
+from stream.errors import InnerloopError
+from stream.progress import reporter
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, print tables and verdicts, write JSON."""
+    arguments = _arguments(argv)
+    rows = [row for row in ROWS if row.main or not arguments.quick]
+    names = arguments.sets or (["movietweetings"] if arguments.quick else list(SETS))
+    plan = Plan(arguments.seeds, arguments.steps, arguments.positions, arguments.folder)
+    try:
+        with reporter() as shown:
+            found = [Runs(SETS[name], plan, shown).result(rows) for name in names]
+    except InnerloopError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    told = goals.verdicts(found)
+    for own in found:
+        sys.stdout.write(f"\n{own.name}\n\n{tables.text(own)}\n")
+    sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
+    _write(arguments, found, told)
+    return 0
+
+
+def _write(arguments: argparse.Namespace, found: list[SetResult], told: list[Verdict]) -> None:
+    if arguments.quick or arguments.sets:
+        return
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    report: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit,
+        "command": "make evaluate",
+        "seeds": arguments.seeds,
+        "verdicts": [asdict(verdict) for verdict in told],
+        "sets": {own.name: _figures(own) for own in found},
+    }
+    path = RESULTS / "learning.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sys.stderr.write(f"written to {path}\n")
+
+
+def _figures(own: SetResult) -> dict[str, Any]:
+    leads = {name: asdict(goals.difference(own, OWN, name)) for name in own.ndcg}
+    return {
+        "best_simple": own.best_simple,
+        "tuned": own.judged.notes,
+        "positions": len(own.judged.users),
+        "users": len(np.unique(own.judged.users)),
+        "table": tables.text(own).splitlines(),
+        "ahead": leads,
+    }
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learning",
+        description="Trains every row on every set with every seed, judges the lists against "
+        "tuned baselines, and says for each goal whether it is met. Runs that are there are kept.",
+    )
+    parser.add_argument("--quick", action="store_true", help="MovieTweetings, one seed, main rows")
+    parser.add_argument("--sets", action="append", choices=SETS, help="this set; repeatable")
+    parser.add_argument("--seeds", type=int, help="seeds of every row (5; quick 1)")
+    parser.add_argument(
+        "--steps", type=int, help="outer steps of every row (the recipe's; quick 200)"
+    )
+    parser.add_argument("--positions", type=int, help="lists judged (4,000; quick 1,500)")
+    parser.add_argument("--folder", type=Path, help="results so far (var/evaluate)")
+    found = parser.parse_args(argv)
+    quick = found.quick
+    found.seeds = found.seeds or (1 if quick else 5)
+    found.steps = found.steps or (200 if quick else None)
+    found.positions = found.positions or (1_500 if quick else 4_000)
+    found.folder = found.folder or Path("var/evaluate")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Each goal against the figures: `met` or `not met`, and by what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters.report import COHORTS, Figure, compare
+from benchmarks.learning.kept import Array, Judged
+from benchmarks.learning.rows import OWN
+
+MARGIN = -0.03
+"""Lower end of a relative difference that still counts as no worse."""
+
+FEWEST = 500
+"""Predictions of a cohort from which on it is judged apart."""
+
+AHEAD = 0.05
+"""Relative lead over the best simple baseline that is asked for."""
+
+STEPPED = 4
+"""Shots from which on inner steps alone are to pay: three clicks and one more to tell."""
+
+Table = dict[str, Array]
+"""Row and variant -> nDCG@10 [m], mean of the seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """All figures of a data set at the same positions."""
+
+    name: str
+    judged: Judged  # users, shots and new items of the positions
+    ndcg: Table
+    hit: Table
+    best_simple: str  # the baseline that was best on validation
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One goal."""
+
+    goal: str
+    met: bool | None  # None = the rows it needs were not run
+    why: str
+
+    def line(self) -> str:
+        """A line of text."""
+        word = {True: "met", False: "not met", None: "not run"}[self.met]
+        return f"{word}: {self.goal} ({self.why})"
+
+
+def verdicts(found: list[SetResult]) -> list[Verdict]:
+    """All goals that can be told from lists."""
+    return [
+        _beats_simple(found),
+        *(_no_worse(found, kind) for kind in ("SASRec", "GRU")),
+        _steps_alone(found),
+        _steps_with_experts(found),
+        _steps_off(found),
+        _new_items(found),
+    ]
+
+
+def difference(found: SetResult, one: str, other: str, where: Array | None = None) -> Figure:
+    """nDCG of one row minus that of another, relative to the other: mean over users, 95%."""
+    inside = np.ones(len(found.judged.users), bool) if where is None else where
+    return compare(found.judged.users[inside], found.ndcg[one][inside], found.ndcg[other][inside])
+
+
+def cohorts(found: SetResult) -> list[tuple[str, Array]]:
+    """The cohorts that are large enough to be judged apart."""
+    shots = found.judged.shots
+    parts = [(name, (shots >= low) & (shots <= high)) for name, low, high in COHORTS]
+    return [(name, inside) for name, inside in parts if inside.sum() >= FEWEST]
+
+
+def _beats_simple(found: list[SetResult]) -> Verdict:
+    goal = "ahead of the best simple baseline by 5% on two sets, level on the third, no cohort lost"
+    leads, lost, said = 0, [], []
+    for own in found:
+        lead = difference(own, OWN, own.best_simple)
+        said.append(f"{own.name} {_text(lead)} over {own.best_simple}")
+        leads += lead.mean >= AHEAD and lead.low > 0
+        lost += [own.name] * (lead.mean < 0) + _lost(own, own.best_simple)
+    met = None if len(found) < 3 else leads >= 2 and not lost
+    return Verdict(goal, met, _said(said, lost))
+
+
+def _no_worse(found: list[SetResult], kind: str) -> Verdict:
+    said, lost, run = [], list[str](), 0
+    for own in found:
+        if kind in own.ndcg:
+            run += 1
+            lead = difference(own, OWN, kind)
+            said.append(f"{own.name} {_text(lead)}")
+            lost += [own.name] * (lead.low < MARGIN) + _lost(own, kind)
+    return Verdict(f"no worse than {kind}", None if run < 3 else not lost, _said(said, lost))
+
+
+def _steps_alone(found: list[SetResult]) -> Verdict:
+    goal = "steps against training without them, experts off, after 3 shots: ahead on every set"
+    leads = [
+        (
+            own.name,
+            difference(
+                own,
+                f"{OWN}, encoder only",
+                "no inner loop, encoder only",
+                own.judged.shots >= STEPPED,
+            ),
+        )
+        for own in found
+        if "no inner loop" in own.ndcg
+    ]
+    met = None if len(leads) < 3 else all(lead.low > 0 for _, lead in leads)
+    return Verdict(goal, met, ", ".join(f"{name} {_text(lead)}" for name, lead in leads))
+
+
+def _steps_with_experts(found: list[SetResult]) -> Verdict:
+    goal = "the same with experts: no worse on any set, ahead on one"
+    leads = [
+        (own.name, difference(own, OWN, "no inner loop"))
+        for own in found
+        if "no inner loop" in own.ndcg
+    ]
+    good = all(lead.low >= MARGIN for _, lead in leads) and any(lead.low > 0 for _, lead in leads)
+    text = ", ".join(f"{name} {_text(lead)}" for name, lead in leads)
+    return Verdict(goal, None if len(leads) < 3 else good, text)
+
+
+def _steps_off(found: list[SetResult]) -> Verdict:
+    goal = "the same weights with steps switched off: worse on every set"
+    leads = [(own.name, difference(own, OWN, f"{OWN}, steps off")) for own in found]
+    met = None if len(leads) < 3 else all(lead.low > 0 for _, lead in leads)
+    return Verdict(goal, met, ", ".join(f"{name} {_text(lead)}" for name, lead in leads))
+
+
+def _new_items(found: list[SetResult]) -> Verdict:
+    goal = "new items: hit rate at least twice that of the model that knows ids alone"
+    rates = []
+    for own in found:
+        if "id only" in own.hit and own.judged.new.sum() >= 100:
+            new = own.judged.new
+            pair = float(own.hit[OWN][new].mean()), float(own.hit["id only"][new].mean())
+            rates.append((own.name, *pair))
+    met = None if not rates else all(mine >= 2 * other for _, mine, other in rates)
+    return Verdict(goal, met, ", ".join(f"{n} {a:.3f} against {b:.3f}" for n, a, b in rates))
+
+
+def _lost(own: SetResult, other: str) -> list[str]:
+    found = ((name, difference(own, OWN, other, inside)) for name, inside in cohorts(own))
+    return [
+        f"{own.name} at {name} shots {_text(lead)}" for name, lead in found if lead.low < MARGIN
+    ]
+
+
+def _text(lead: Figure) -> str:
+    return f"{lead.mean:+.1%} ({lead.low:+.1%} to {lead.high:+.1%})"
+
+
+def _said(said: list[str], lost: list[str]) -> str:
+    return "; ".join(said) + ("" if not lost else "; lost: " + ", ".join(lost))

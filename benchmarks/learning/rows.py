@@ -1,0 +1,37 @@
+"""The rows of the tables: each is one training with one or two settings changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A training, and the variants of its model that are judged."""
+
+    name: str
+    settings: Mapping[str, object] = field(default_factory=dict)  # what differs from the defaults
+    variants: tuple[str, ...] = ("adapted", "encoder only")
+    main: bool = False  # part of the quick run
+
+
+OWN = "fast weight"
+"""The row with all defaults."""
+
+ROWS = (
+    Row(OWN, variants=("adapted", "steps off", "experts only", "encoder only"), main=True),
+    Row("no inner loop", {"learning.inner_loop": False}, main=True),
+    Row("GRU", {"learning.kind": "gru"}, main=True),
+    Row("SASRec", {"learning.kind": "sasrec"}, main=True),
+    Row("MAML", {"learning.kind": "maml"}),
+    Row("MAML, first order", {"learning.kind": "maml", "learning.first_order": True}),
+    Row("first order", {"learning.first_order": True}),
+    Row("no decay", {"learning.decay": False}),
+    Row("text only", {"learning.item_features": "text"}),
+    Row("id only", {"learning.item_features": "id"}),
+    Row("4 interests", {"learning.interests": 4}),
+    Row("no L_few", {"learning.few_weight": 0.0}),
+    Row("L_few x 2", {"learning.few_weight": 1.0}),
+)
+"""All trainings; order is that of the tables."""

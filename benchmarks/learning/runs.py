@@ -1,0 +1,84 @@
+"""All runs on one data set: those that are missing are made, the others are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from adapters.evaluate import Moments
+from benchmarks.learning import world
+from benchmarks.learning.goals import SetResult, Table
+from benchmarks.learning.kept import CUTOFFS, Judged, Shelf
+from benchmarks.learning.rows import Row
+from benchmarks.learning.sets import DataSet
+from benchmarks.learning.world import World
+from stream.progress import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is run."""
+
+    seeds: int
+    steps: int | None  # outer steps; None = the recipe's
+    positions: int  # lists that are judged
+    folder: Path
+
+
+class Runs:
+    """The runs of one data set, which is read when the first run is missing."""
+
+    def __init__(self, data: DataSet, plan: Plan, reporter: Reporter) -> None:
+        self._data = data
+        self._plan = plan
+        self._reporter = reporter
+        self._shelf = Shelf(plan.folder / data.name)
+        self._about = f"steps {plan.steps}, {plan.positions} positions"
+
+    def result(self, rows: list[Row]) -> SetResult:
+        """The figures of these rows and of the baselines, means of all seeds."""
+        simple = self._shelf.get(f"baselines, {self._about}", self._baselines)
+        ndcg: Table = {}
+        hit: Table = {}
+        for row in rows:
+            runs = [self._row(row, seed) for seed in range(self._plan.seeds)]
+            for variant in row.variants:
+                name = row.name if variant == "adapted" else f"{row.name}, {variant}"
+                both = np.mean([run.figures[f"{variant}@10"] for run in runs], axis=0)
+                ndcg[name], hit[name] = both[:, 0], both[:, 1]
+        for family in simple.notes:
+            figures = simple.figures[f"{family}@10"]
+            ndcg[family], hit[family] = figures[:, 0], figures[:, 1]
+        best = max(simple.notes, key=lambda family: float(simple.notes[family].split()[0]))
+        return SetResult(self._data.name, simple, ndcg, hit, best)
+
+    @cached_property
+    def _world(self) -> World:
+        return world.build(self._data, self._plan.positions, self._reporter)
+
+    def _row(self, row: Row, seed: int) -> Judged:
+        name = f"{row.name}, {dict(row.settings)}, seed {seed}, {self._about}"
+        return self._shelf.get(name, partial(self._train, row, seed))
+
+    def _train(self, row: Row, seed: int) -> Judged:
+        self._reporter.say(f"{self._data.name}: {row.name}, seed {seed}")
+        found = world.run(self._world, row, seed, self._plan.steps, self._reporter)
+        return self._judged(found, {})
+
+    def _baselines(self) -> Judged:
+        found, chosen = world.simple(self._world, self._reporter)
+        notes = {c.family: f"{c.ndcg:.5f} on validation; {c.point}" for c in chosen}
+        return self._judged(found, notes)
+
+    def _judged(self, found: Moments, notes: dict[str, str]) -> Judged:
+        figures = {f"{v}@{k}": found.figures(v, k) for v in found.lists for k in CUTOFFS}
+        coverage = {variant: self._coverage(rows) for variant, rows in found.lists.items()}
+        new = world.news(self._world, found)
+        return Judged(found.users, found.shots, new, figures, coverage, notes)
+
+    def _coverage(self, rows: np.ndarray) -> float:
+        best = rows[:, : CUTOFFS[0]]
+        return len(np.unique(best[best >= 0])) / len(self._world.items)

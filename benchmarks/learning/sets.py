@@ -1,0 +1,51 @@
+"""The logs that are learned from, and how each is cut by time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+DATA = Path("var/data")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A log in the message format. Parts: training, then fit and tuning, then test."""
+
+    name: str
+    events: str
+    items: str
+    repeats: bool = False  # whether people take the same item again
+    fit_share: float = 0.8  # of the events, by time: here the fit begins
+    test_share: float = 0.1  # of the events, the last ones
+    fit_at: float | None = None  # unix seconds, in place of the shares
+    test_at: float | None = None
+    most_items: int | None = None  # those that training saw most; None = all
+
+
+def _file(name: str, kind: str) -> str:
+    return str(DATA / name / f"{kind}.jsonl")
+
+
+def _day(month: int) -> float:
+    return datetime(2017, month, 1, tzinfo=UTC).timestamp()
+
+
+SETS = {
+    found.name: found
+    for found in (
+        DataSet("movietweetings", "movietweetings", "movietweetings"),
+        DataSet("ml-100k", _file("ml-100k", "events"), _file("ml-100k", "items")),
+        DataSet(
+            "groceries",
+            _file("groceries", "events"),
+            _file("groceries", "items"),
+            repeats=True,
+            fit_at=_day(9),
+            test_at=_day(10),
+            most_items=5_000,
+        ),
+    )
+}
+"""Data sets by name; what is not shipped comes from `make data`."""

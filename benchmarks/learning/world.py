@@ -1,0 +1,173 @@
+"""One data set, read and encoded once, and what is run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from adapters import episodes, evaluate, tuned
+from adapters.episodes import Log
+from adapters.evaluate import Moments, Options
+from adapters.meta_train import Trained
+from adapters.signals import bucket_start
+from adapters.tuned import Choice
+from adapters.types import Meta
+from benchmarks.learning.rows import Row
+from benchmarks.learning.sets import DataSet
+from stream import config, datasets, recipes, training
+from stream.messages import Item
+from stream.progress import Advance, Reporter
+from stream.training import Cuts, Request, Text
+
+TOWER = 200
+"""Outer steps of the item tower that the mean of the support is taken in."""
+
+SPLIT_SEED = 0
+"""Of the users held out: the same for every seed of a model, so that lists can be compared."""
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A data set that is ready."""
+
+    data: DataSet
+    items: list[Item]
+    text: Text
+    cuts: Cuts
+    actions: tuple[str, ...]
+    most: int  # positions that are judged
+
+
+def build(data: DataSet, most: int, reporter: Reporter) -> World:
+    """Read, encode and cut. Raises `DataError` where files are missing or too small."""
+    request = _request(data, {}, SPLIT_SEED)
+    messages = datasets.messages_for([data.events, data.items], request.settings.messages)
+    with reporter.phase(f"{data.name}: read"):
+        items = datasets.read_items([data.items], messages, None)
+        columns = datasets.read_events([data.events], messages, None)
+        items = _most(items, datasets.to_log(columns, [i.item for i in items]), data)
+        log = datasets.to_log(columns, [item.item for item in items])
+        log = log.select(log.items >= 0) if data.most_items else log
+    text = training.read_text(request, items, reporter)
+    return World(data, items, text, _cut(log, data, request), columns.action_names, most)
+
+
+def run(world: World, row: Row, seed: int, steps: int | None, reporter: Reporter) -> Moments:
+    """Train one row, fit its experts, and judge it on later events of users held out."""
+    request = _request(world.data, {"learning.steps": steps, **row.settings}, seed)
+    trained = _train(world, request, reporter)
+    with training.one_thread():
+        meta, _ = training.fit_weights(
+            trained, world.text, world.items, world.cuts, request, reporter
+        )
+        options = replace(_options(world), variants=row.variants)
+        return _judge(world, meta, trained, world.cuts.log, world.cuts.test, options, reporter)
+
+
+def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
+    """Tune the baselines on the part before the test, and judge the best of each family on it."""
+    cuts = world.cuts
+    trained = _train(world, _request(world.data, {"learning.steps": TOWER}, 0), reporter)
+    meta = trained.meta
+    with training.one_thread():
+        earlier, _ = episodes.split_time(cuts.log, cuts.test)
+        prior, catalogue = training.catalogue_at(
+            meta, trained, world.text, world.items, earlier, cuts.fit
+        )
+        asked = replace(_options(world), ease=tuned.ease_models(earlier, cuts.fit))
+        tried = tuned.families(meta.config, world.data.repeats)
+        with reporter.phase("tune the baselines") as advance:
+            chosen = tuned.choose(
+                meta, earlier, cuts.fit, catalogue, prior, asked, tried, _plain(advance)
+            )
+        options = replace(
+            _options(world),
+            ease=tuned.ease_models(cuts.log, cuts.test),
+            variants=tuple(choice.family for choice in chosen),
+            baselines={choice.family: choice.function for choice in chosen},
+        )
+        found = _judge(world, meta, trained, cuts.log, cuts.test, options, reporter)
+    return found, chosen
+
+
+def _train(world: World, request: Request, reporter: Reporter) -> Trained:
+    model = recipes.model_config(request.settings.learning, world.actions)
+    return training.outer_loop(world.cuts, world.text.rows, model, request, reporter, None)
+
+
+def _judge(
+    world: World,
+    meta: Meta,
+    trained: Trained,
+    log: Log,
+    start: float,
+    options: Options,
+    reporter: Reporter,
+) -> Moments:
+    prior, catalogue = training.catalogue_at(meta, trained, world.text, world.items, log, start)
+    with reporter.phase("judge") as advance, torch.inference_mode():
+        return evaluate.positions(meta, log, start, catalogue, prior, options, _plain(advance))
+
+
+def _plain(advance: Advance) -> Callable[[float], None]:
+    return lambda share: advance(share, "")
+
+
+def news(world: World, found: Moments) -> np.ndarray:
+    """Which positions [m] bool have an item as the next one that nobody met a day before."""
+    log = world.cuts.log
+    first = np.full(len(world.items) + 1, np.inf)
+    np.minimum.at(first, log.items, log.times)
+    following = found.relevant[:, 0]
+    return (following >= 0) & (log.times[found.events] - first[following] < DAY)
+
+
+def _options(world: World) -> Options:
+    return Options(
+        k=20, users=world.cuts.held_out, most=world.most, mask_seen=not world.data.repeats
+    )
+
+
+def _request(data: DataSet, changes: Mapping[str, object], seed: int) -> Request:
+    settings = config.load(None, {"ranking.exclude_seen": not data.repeats, **changes})
+    return Request(
+        events=[data.events],
+        items=[data.items],
+        out="",
+        settings=settings,
+        budget_s=None,
+        seed=seed,
+        train_share=data.fit_share,
+        test_share=data.test_share,
+        test_events=2**31,
+        report=False,
+    )
+
+
+def _most(items: list[Item], log: Log, data: DataSet) -> list[Item]:
+    """The items with most events before the fit; which these are, nobody has to look ahead for."""
+    if data.most_items is None:
+        return items
+    early = log.items[(log.items >= 0) & (log.times < (data.fit_at or np.inf))]
+    counts = np.bincount(early, minlength=len(items))
+    kept = np.sort(np.argsort(-counts, kind="stable")[: data.most_items])
+    return [items[row] for row in kept]
+
+
+def _cut(log: Log, data: DataSet, request: Request) -> Cuts:
+    cuts = training.cut(log, 3_600.0, request)
+    if data.fit_at is None or data.test_at is None:
+        return cuts
+    first, rest = episodes.split_time(log, data.fit_at)
+    drawn = np.intersect1d(cuts.held_out, first.users)
+    return replace(
+        cuts,
+        fit=float(bucket_start(np.array([data.fit_at]), 3_600.0)[0]),
+        test=float(bucket_start(np.array([data.test_at]), 3_600.0)[0]),
+        held_out=np.union1d(drawn, np.setdiff1d(rest.users, first.users)),
+    )
