@@ -11,6 +11,10 @@ of the event (the gated delta rule). With D = W - W0 and r = v - W0 k it reads
 
 so that the residuals e of a whole history solve one unit lower-triangular system.
 
+Two switches of `ModelConfig`. `decay` off: a = 1, no pull back to the start. `first_order`: the
+outer gradient takes W' k inside the residual as a constant, as first-order MAML takes the point
+where the inner gradient was computed (Finn, Abbeel, Levine, 2017); values stay the same.
+
 Letters in shape comments as in `adapters.types`, and H heads, p = key_dim, v = value_dim.
 """
 
@@ -95,8 +99,10 @@ def step(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
     before = state["weight"].to(start.dtype)
     # where no step is taken, decay 1 and size 0 keep the matrices to the last bit
     decayed = torch.lerp(start.expand_as(before), before, log_decay.exp()[..., None, None])
-    residual = torch.matmul(decayed, key[..., None])[..., 0] - value  # [n, H, v]: W' k - v
-    error = size[..., None] * residual
+    known = torch.matmul(decayed, key[..., None])[..., 0]  # [n, H, v]: W' k
+    if meta.config.first_order:
+        known = known.detach()
+    error = size[..., None] * (known - value)
     weight = torch.addcmul(decayed, error[..., None], key[..., None, :], value=-1)
     return _after(state, events, weight)
 
@@ -126,6 +132,8 @@ def _run(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State
     total = writes.log_decay.transpose(1, 2).cumsum(-1)  # [n, H, t] log G
     between = _lower_exp(total[..., :, None] - total[..., None, :])  # [n, H, t, t] G_t / G_s
     error = _residuals(key, value, size[..., None], total, between, moved, start)  # [n, H, t, v]
+    if meta.config.first_order:
+        error = _first_order(error, key, value, size[..., None], total, between, moved, start)
     recalled = _recall(meta, events, key, error, total, between, moved)
     tail = between[..., -1, :, None] * error  # [n, H, t, v]
     weight = start + total[..., -1, None, None].exp() * moved + tail.transpose(-1, -2) @ key
@@ -162,7 +170,7 @@ def _writes(meta: Meta, events: Events) -> _Writes:
         key=functional.normalize(key + meta["adapter.address_bias"], dim=-1),
         value=by_head(rest[..., :hv], c.heads),
         size=torch.where(valid, size.sigmoid() * meta["step_scale"], 0.0),
-        log_decay=torch.where(valid, functional.logsigmoid(decay), 0.0),
+        log_decay=torch.where(valid & c.decay, functional.logsigmoid(decay), 0.0),
     )
 
 
@@ -183,6 +191,24 @@ def _residuals(
         left.tril(-1), right, upper=False, unitriangular=True
     )
     return solved
+
+
+def _first_order(
+    error: Tensor,
+    key: Tensor,
+    value: Tensor,
+    size: Tensor,
+    total: Tensor,
+    between: Tensor,
+    moved: Tensor,
+    start: Tensor,
+) -> Tensor:
+    """The same residuals e = b (v - W' k) with W' k, which the solved ones tell, as a constant."""
+    with torch.no_grad():
+        match = (between * (key @ key.transpose(-1, -2))).tril(-1)
+        before = total[..., None].exp() * (key @ moved.transpose(-1, -2)) + match @ error
+        known = key @ start.transpose(-1, -2) + before
+    return size * (value - known)
 
 
 def _recall(

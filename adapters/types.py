@@ -36,6 +36,8 @@ class ModelConfig:
     bucket: float = 3_600.0  # seconds of event time after which signals count
     actions: tuple[str, ...] = ()
     user_delta: bool = False
+    decay: bool = True  # fast_weight: False = no pull back to the start
+    first_order: bool = False  # fast_weight: no gradient through what a step starts from
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
