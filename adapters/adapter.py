@@ -6,13 +6,12 @@ nothing else, so that they cannot differ. A kind is chosen by `ModelConfig.kind`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from adapters import fast_weight
+from adapters import fast_weight, gru, maml, sasrec
 from adapters.types import Block, Field, Meta, ModelConfig, State
 
 __all__ = [
@@ -33,33 +32,40 @@ __all__ = [
 ]
 
 TRUST_RADIUS = 100.0
-"""Largest Euclidean distance that one call may move any field of a user's adapter."""
+"""Largest Euclidean distance that one call may move any field of a user's adapter.
 
-_FIXED_STEP = ("count", "time")  # bookkeeping: not subject to the trust region
+Of a window of inputs, any place.
+"""
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The functions of one kind of adapter; signatures as in this module."""
-
-    fields: Callable[[ModelConfig], dict[str, Field]]
-    new_tensors: Callable[[ModelConfig, torch.Generator], dict[str, Tensor]]
-    init: Callable[[Meta, int, Tensor | None], State]
-    step: Callable[[Meta, State, Block, Tensor], State]
-    unroll: Callable[[Meta, State, Block, Tensor], tuple[State, Tensor]]
-    read: Callable[[Meta, State], Tensor]
+_FIXED_STEP = ("count", "time", "length")  # bookkeeping: not subject to the trust region
+_SHIFTED = ("inputs",)  # windows that an event shifts as a whole: each place counts for itself
 
 
-KINDS: dict[str, Kind] = {
-    "fast_weight": Kind(
-        fields=fast_weight.fields,
-        new_tensors=fast_weight.new_tensors,
-        init=fast_weight.init,
-        step=fast_weight.step,
-        unroll=fast_weight.unroll,
-        read=fast_weight.read,
-    )
-}
+class Kind(Protocol):
+    """A module with the functions of one kind of adapter; what they do is said in this one."""
+
+    def fields(self, config: ModelConfig, /) -> dict[str, Field]:
+        """Storage of one user."""
+
+    def new_tensors(self, config: ModelConfig, generator: torch.Generator, /) -> dict[str, Tensor]:
+        """Untrained meta tensors."""
+
+    def init(self, meta: Meta, n: int, profile: Tensor | None, /) -> State:
+        """The start of n users."""
+
+    def step(self, meta: Meta, state: State, block: Block, vectors: Tensor, /) -> State:
+        """The state after one event a user."""
+
+    def unroll(
+        self, meta: Meta, state: State, block: Block, vectors: Tensor, /
+    ) -> tuple[State, Tensor]:
+        """The state after a block, and interests after each event."""
+
+    def read(self, meta: Meta, state: State, /) -> Tensor:
+        """Interests of users in this state."""
+
+
+KINDS: dict[str, Kind] = {"fast_weight": fast_weight, "gru": gru, "maml": maml, "sasrec": sasrec}
 """Kinds of adapters by the name that `ModelConfig.kind` gives."""
 
 
@@ -117,8 +123,9 @@ def refused(old: State, new: State) -> Tensor:
     """Users [n] bool whose new state is not finite or left the trust region around the old one."""
     bad = torch.zeros(old["count"].shape[0], dtype=torch.bool, device=old["count"].device)
     for name in old.keys() - set(_FIXED_STEP):
-        moved = (new[name].float() - old[name].float()).flatten(1).norm(dim=1)
-        bad |= ~(moved <= TRUST_RADIUS)  # a comparison with nan is False
+        moved = new[name].float() - old[name].float()
+        moved = moved.norm(dim=-1) if name in _SHIFTED else moved.flatten(1).norm(dim=1)[:, None]
+        bad |= ~(moved <= TRUST_RADIUS).all(1)  # a comparison with nan is False
     return bad
 
 
@@ -132,7 +139,10 @@ def guard(old: State, new: State) -> tuple[State, Tensor]:
 
 
 def steps_off(meta: Meta) -> Meta:
-    """The same model whose inner steps have size zero: what the steps alone contribute."""
+    """The same model whose inner steps have size zero: what the steps alone contribute.
+
+    The kinds `gru` and `sasrec` have no inner steps and stay as they are.
+    """
     zero = torch.zeros_like(meta["step_scale"])
     return Meta(config=meta.config, tensors={**meta.tensors, "step_scale": zero})
 

@@ -37,7 +37,11 @@ class ModelConfig:
     actions: tuple[str, ...] = ()
     user_delta: bool = False
     decay: bool = True  # fast_weight: False = no pull back to the start
-    first_order: bool = False  # fast_weight: no gradient through what a step starts from
+    first_order: bool = False  # fast_weight, maml: no gradient through what a step starts from
+    proximal: float = 0.0  # maml: weight of the pull back to the start
+    inner_steps: int = 3  # maml: gradient steps of a fit
+    inner_support: int = 16  # maml: latest events that are fitted
+    window: int = 64  # sasrec: latest inputs that are attended to
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
