@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -14,7 +16,7 @@ from stream import bundles, checkpoints, log, topics
 from stream.catalogue import CatalogueTable, dense_field
 from stream.checkpoints import Checkpoint
 from stream.config import Settings
-from stream.errors import BundleError
+from stream.errors import BrokerUnavailable, BundleError
 from stream.http import Endpoint
 from stream.item_encoder import ItemEncoder
 from stream.kafka.admin import Admin
@@ -26,6 +28,11 @@ from stream.pipeline import Pipeline
 from stream.serving import Serving
 from stream.store import Identity, Stores, VectorCache
 from stream.worker import Ports, Worker
+
+START_S = 60.0
+"""How long a worker that starts waits for brokers that are away while others answer."""
+
+T = TypeVar("T")
 
 _log = log.get("worker")
 
@@ -46,7 +53,7 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
     `checkpoint` is told the points of the commit protocol as they are reached. Raises
     `TopicError`, `BundleError`, `StateError`, `BrokerUnavailable` or `PortInUse`.
     """
-    partitions = topics.require(settings)
+    partitions = patiently(settings, lambda: topics.require(settings))
     bundle = load_bundle(settings)
     metrics = Metrics()
     with ExitStack() as stack:
@@ -58,7 +65,7 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
             served,
             metrics,
             partitions=partitions,
-            dead_letter_partitions=_count(settings, "dead_letters"),
+            dead_letter_partitions=patiently(settings, lambda: _count(settings, "dead_letters")),
         )
         made = Worker(settings, _ports(settings, stores, checkpoint, stack), pipeline, metrics)
         endpoint = Endpoint(settings.http, metrics.registry, made.healthy, made.ready)
@@ -69,11 +76,29 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
         yield Running(made, endpoint, stores.worker_id)
 
 
+def patiently(settings: Settings, call: Callable[[], T]) -> T:
+    """Call until it works, while any broker answers: others may be away for a moment.
+
+    A broker that dies keeps its partitions until its session is over. Raises `BrokerUnavailable`
+    when no broker answers at all, or after `START_S` seconds.
+    """
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return call()
+        except BrokerUnavailable as error:
+            if time.monotonic() > deadline:
+                raise
+            _log.warning("waiting for a broker", why=error.detail)
+            with Admin(settings.kafka) as admin:
+                admin.cluster(timeout=1.0)
+
+
 def open_stores(settings: Settings) -> Stores:
     """The state folder of this worker, locked; stores of another cluster will be wiped."""
     return Stores(
         settings.state.dir,
-        store_identity(settings),
+        patiently(settings, lambda: store_identity(settings)),
         configured_id=settings.worker_id,
         cache_mb=settings.state.cache_mb,
         write_buffer_mb=settings.state.write_buffer_mb,
@@ -139,8 +164,8 @@ def _ports(settings: Settings, stores: Stores, checkpoint: Checkpoint, stack: Ex
         consumer=GroupConsumer(kafka, stores.worker_id, auto_offset_reset="error"),
         producer=producer,
         reader=reader,
-        items=Tail(kafka, kafka.topic("items")),
-        signals=Tail(kafka, kafka.topic("signals")),
+        items=patiently(settings, lambda: Tail(kafka, kafka.topic("items"))),
+        signals=patiently(settings, lambda: Tail(kafka, kafka.topic("signals"))),
         open_store=stores.open,
         tidy=stores.unowned.sweep,
         checkpoint=checkpoint,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import confluent_kafka as ck
 from confluent_kafka import admin as ck_admin
@@ -16,6 +16,8 @@ from stream.kafka import properties
 from stream.kafka.client import CONNECT_S, Trouble, connect, native, retried
 from stream.kafka.errors import translate
 from stream.ports import TopicPartition
+
+T = TypeVar("T")
 
 _ADMIN_S = 15.0
 _ASK_S = 2.0
@@ -80,11 +82,13 @@ class Admin:
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         """The id that the broker gave each topic at its creation."""
-        asked = self._admin.describe_topics(ck.TopicCollection(list(topics)))
-        return {
-            name: str(self._result(future, f"describing {name}").topic_id)
-            for name, future in asked.items()
-        }
+        wanted = ck.TopicCollection(list(topics))
+
+        def ask() -> dict[str, str]:
+            asked = self._admin.describe_topics(wanted, request_timeout=_ASK_S)
+            return {name: str(future.result().topic_id) for name, future in asked.items()}
+
+        return self._insist(ask, f"describing {', '.join(topics)}")
 
     def replication(self, topics: Sequence[str]) -> dict[str, int]:
         """Replicas of the first partition of each topic."""
@@ -97,16 +101,16 @@ class Admin:
         if not topics:
             return {}
         kind = _api.ResourceType.TOPIC
-        asked = self._admin.describe_configs(
-            [_api.ConfigResource(kind, name) for name in topics], request_timeout=_ADMIN_S
-        )
-        return {
-            resource.name: {
-                entry.name: str(entry.value)
-                for entry in self._result(future, f"settings of {resource.name}").values()
+        wanted = [_api.ConfigResource(kind, name) for name in topics]
+
+        def ask() -> dict[str, dict[str, str]]:
+            asked = self._admin.describe_configs(wanted, request_timeout=_ASK_S)
+            return {
+                resource.name: {e.name: str(e.value) for e in future.result().values()}
+                for resource, future in asked.items()
             }
-            for resource, future in asked.items()
-        }
+
+        return self._insist(ask, f"settings of {', '.join(topics)}")
 
     def create(self, topics: Sequence[NewTopic]) -> list[str]:
         """Make topics; those that exist stay as they are. Returns the names of the new ones."""
@@ -181,17 +185,28 @@ class Admin:
                 isolation_level=ck.IsolationLevel.READ_UNCOMMITTED,
                 request_timeout=_ASK_S,
             )
+            return {
+                TopicPartition(tp.topic, tp.partition): _told(future.result().offset)
+                for tp, future in asked.items()
+            }
+
+        return self._insist(ask, f"offsets of {partitions[0].topic}", CONNECT_S)
+
+    def _insist(self, ask: Callable[[], T], doing: str, patience: float = _ADMIN_S) -> T:
+        """Ask again for a while, each time with new metadata.
+
+        Leaders and controllers move; librdkafka would go on asking the old ones.
+        """
+
+        def anew() -> T:
             try:
-                return {
-                    TopicPartition(tp.topic, tp.partition): _told(future.result().offset)
-                    for tp, future in asked.items()
-                }
-            except ck.KafkaException:  # leaders have moved: librdkafka would ask the old ones again
+                return ask()
+            except ck.KafkaException:
                 self._admin.list_topics(timeout=CONNECT_S)
                 raise
 
-        with self._trouble.explained(f"offsets of {partitions[0].topic}"):
-            return retried(ask, CONNECT_S)
+        with self._trouble.explained(doing):
+            return retried(anew, patience)
 
     def _wait_for_settings(self, changes: Mapping[str, Mapping[str, str]]) -> None:
         """Settings, too, are in force a moment after they were accepted."""

@@ -77,8 +77,15 @@ RETRY = {
     "UNKNOWN_LEADER_EPOCH",
     "NOT_COORDINATOR",
     "COORDINATOR_LOAD_IN_PROGRESS",
+    "COORDINATOR_NOT_AVAILABLE",
+    "BROKER_NOT_AVAILABLE",
+    "REPLICA_NOT_AVAILABLE",
+    "NOT_CONTROLLER",
+    "OFFSET_NOT_AVAILABLE",  # of a leader that was elected just now (KIP-207)
+    "KAFKA_STORAGE_ERROR",
+    "NETWORK_EXCEPTION",
 }
-"""Names of errors that say nothing was decided yet."""
+"""Names of errors that say nothing was decided yet; all are retriable by Kafka's protocol."""
 
 
 def is_of_coordinator(name: str) -> bool:
