@@ -129,7 +129,12 @@ class WorkerProcess:
     # -- its life -----------------------------------------------------------------------------
 
     def start(self, plan: Plan | None = None, sabotage: Sabotage | None = None) -> None:
-        """Begin to run. Events are served a second or two later."""
+        """Begin to run. Events are served a second or two later.
+
+        Where files are limited the log begins anew: it is one of them.
+        """
+        if plan is not None and plan.file_limit:
+            self.log_file.write_bytes(b"")
         self._begins = self.log_file.stat().st_size if self.log_file.exists() else 0
         arguments = (self.settings.model_dump_json(), plan or Plan(), sabotage, self.log_file)
         self._process = CONTEXT.Process(target=_main, args=arguments, daemon=True)
