@@ -30,7 +30,7 @@ export UV_SYSTEM_CERTS ?= 1
 
 HOURS ?= 0
 
-.PHONY: demo test check bench data fuzz chaos format docs install lock clean help
+.PHONY: demo test check bench data evaluate fuzz chaos format docs install lock clean help
 
 demo: $(READY)     ## see it work: broker, training, live traffic, two new users
 	@$(BIN)/innerloop demo $(ARGS)

@@ -49,6 +49,8 @@ class Recipe:
     popularity: bool = True  # add the log popularity of the moment to the scores in training
     popularity_scale: float = 10.0  # learning rate of its weights relative to that of the rest
     least_events: int = 5  # of an item that gets an id embedding
+    inner_loop: bool = True  # off: steps of size zero in training and after it, as a control
+    silent: tuple[str, ...] = ()  # tensors that are zero and stay so, such as `item.id`
     draw: Draw = field(default_factory=Draw)
 
 
@@ -105,7 +107,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     known = towers.known_items(kept.items, len(features), recipe.least_events)
     features = replace(features, id_rows=known)
-    meta = start(kept, features, config, generator).to(device)
+    meta = _without(start(kept, features, config, generator), recipe).to(device)
     clock = _Clock(started, budget_s, recipe.steps)
     meta, metrics = _outer_loop(
         meta, kept, features.to(device), recipe, clock, generator, seed, progress
@@ -127,6 +129,13 @@ def start(
             POPULARITY: torch.full((len(config.half_lives),), 1 / max(len(config.half_lives), 1)),
         },
     )
+
+
+def _without(meta: Meta, recipe: Recipe) -> Meta:
+    """The same start without what the recipe leaves out."""
+    off = () if recipe.inner_loop else ("step_scale",)
+    zero = {k: torch.zeros_like(meta[k]) for k in (*recipe.silent, *off) if k in meta.tensors}
+    return replace(meta, tensors={**meta.tensors, **zero})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,7 @@ def _outer_loop(
         raise ValueError("the log holds no positive event to learn from")
     chances, rng = episodes.anchors(histories, recipe.draw), np.random.default_rng(seed)
     softmax = _softmax(log, histories, features, meta, recipe)
-    leaves, model = _leaves(meta)
+    leaves, model = _leaves(meta, (*FROZEN, *recipe.silent))
     mean = [leaf.detach().clone() for leaf in leaves]
     groups = _groups(model, leaves, recipe)
     step, smooth = 0, {"meta": 0.0, "few": 0.0, "total": 0.0}
@@ -313,10 +322,10 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
-def _leaves(meta: Meta) -> tuple[list[Tensor], Meta]:
+def _leaves(meta: Meta, frozen: Sequence[str]) -> tuple[list[Tensor], Meta]:
     """Trainable copies, and the model that is made of them."""
     tensors = {
-        k: v if k in FROZEN else v.detach().clone().requires_grad_()
+        k: v if k in frozen else v.detach().clone().requires_grad_()
         for k, v in meta.tensors.items()
     }
     return [v for v in tensors.values() if v.requires_grad], Meta(meta.config, tensors)

@@ -186,6 +186,26 @@ class Model(Section):
     )
 
 
+class Learning(Section):
+    """What `train` meta-trains. The defaults are what pays; the rest is for comparison."""
+
+    kind: Literal["fast_weight", "gru", "sasrec", "maml"] = Field(
+        "fast_weight", description="the adapter; the others are for comparison"
+    )
+    interests: int = Field(1, ge=1, le=8, description="interests a user")
+    inner_loop: bool = Field(True, description="off: inner steps of size zero")
+    first_order: bool = Field(False, description="no gradient through what a step has learned")
+    decay: bool = Field(True, description="off: no pull back to the shared start")
+    experts: bool = Field(True, description="off: lists by the adapter's score alone")
+    item_features: Literal["all", "text", "id"] = Field(
+        "all", description="`text`: no id embedding; `id`: neither text nor attributes"
+    )
+    few_weight: float = Field(0.5, ge=0, le=10, description="weight of the support part's loss")
+    steps: int | None = Field(
+        None, ge=1, description="outer steps; unset: as many as fit into --budget"
+    )
+
+
 class Http(Section):
     """The endpoint for metrics and health."""
 
@@ -220,6 +240,7 @@ class Settings(BaseSettings):
     state: State = State()
     ranking: Ranking = Ranking()
     model: Model = Model()
+    learning: Learning = Learning()
     http: Http = Http()
     log: Log = Log()
 

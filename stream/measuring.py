@@ -72,7 +72,15 @@ def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
     start = _start(bundle, log, request.start)
     prior, catalogue = _prior_at(bundle, log, start, table.catalogue())
     with reporter.phase("predict, then learn") as advance:
-        return report(bundle.meta, log, start, catalogue, prior, None, advance)
+        asked = options(request.settings, None)
+        return report(bundle.meta, log, start, catalogue, prior, asked, advance)
+
+
+def options(settings: config.Settings, users: np.ndarray | None) -> Options:
+    """How lists are judged: of `users` alone unless None, seen items masked as when served."""
+    return Options(
+        variants=VARIANTS, users=users, most=POSITIONS, mask_seen=settings.ranking.exclude_seen
+    )
 
 
 def report(
@@ -81,20 +89,19 @@ def report(
     start: float,
     catalogue: Catalogue,
     prior: Prior | None,
-    users: np.ndarray | None,
+    options: Options,
     advance: Advance,
 ) -> Report:
-    """The report on positions at `start` or later, of `users` alone unless None.
+    """The report on positions at `start` or later.
 
     Raises `DataError` when there is no such position.
     """
-    options = Options(variants=VARIANTS, users=users, most=POSITIONS)
-    _check_any(log, start, users, options)
+    _check_any(log, start, options)
     with torch.inference_mode():
         found = evaluate.positions(
             meta, log, start, catalogue, prior, options, lambda share: advance(share, "")
         )
-    figures = {variant: found.figures(variant) for variant in VARIANTS}
+    figures = {variant: found.figures(variant) for variant in options.variants}
     return summarise(found.users, found.shots, figures)
 
 
@@ -114,10 +121,10 @@ def beats_popularity(found: Report) -> bool:
     return found.row("popularity").ahead.low > 0
 
 
-def _check_any(log: Log, start: float, users: np.ndarray | None, options: Options) -> None:
+def _check_any(log: Log, start: float, options: Options) -> None:
     events = np.flatnonzero(log.times >= start)
-    if users is not None:
-        events = events[np.isin(log.users[events], users)]
+    if options.users is not None:
+        events = events[np.isin(log.users[events], options.users)]
     wanted = relevant(Sequences.of(log), events, options.moment, options.horizon, options.mask_seen)
     if not (wanted >= 0).any():
         raise DataError(

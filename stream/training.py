@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from adapters import backbone, episodes, fit_experts, meta_train
 from adapters.backbone import BackboneError
 from adapters.episodes import Log
+from adapters.evaluate import variant_meta
 from adapters.experts import Prior, prior_from_log
+from adapters.fit_experts import FitOptions
 from adapters.meta_train import Trained
 from adapters.report import Report
 from adapters.signals import bucket_start
@@ -32,7 +34,7 @@ from export.bundle import FORMAT_VERSION, Bundle, EncoderEntry, Manifest, Window
 from export.bundle_tensors import Items
 from export.encoder import EncoderFiles, OnnxEncoder
 from export.parity import Parity, Probe
-from stream import bundles, config, datasets, measuring
+from stream import bundles, config, datasets, measuring, recipes
 from stream.catalogue import CatalogueTable
 from stream.columns import Columns
 from stream.errors import DataError
@@ -112,15 +114,15 @@ def train(request: Request, reporter: Reporter, on_step: OnStep | None = None) -
         log = datasets.to_log(columns, [item.item for item in items])
     _say_size(reporter, columns, items)
     text = read_text(request, items, reporter)
-    model = ModelConfig(actions=columns.action_names)
+    model = recipes.model_config(request.settings.learning, columns.action_names)
     cuts = cut(log, model.bucket, request)
-    trained = _outer_loop(cuts, text.rows, model, request, reporter, on_step)
+    trained = outer_loop(cuts, text.rows, model, request, reporter, on_step)
     with one_thread():
-        meta, fitted = _fit_experts(trained, text, items, cuts, request, reporter)
+        meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)
         report = Report(())
         if request.report:
             with reporter.phase("evaluate on later users") as advance:
-                report = prove(meta, trained, text, items, cuts, advance)
+                report = prove(meta, trained, text, items, cuts, request, advance)
     metrics = {
         "report": report.to_dict(),
         "training": trained.metrics,
@@ -183,12 +185,26 @@ def cut(log: Log, bucket: float, request: Request) -> Cuts:
 
 
 def prove(
-    meta: Meta, trained: Trained, text: Text, items: Sequence[Item], cuts: Cuts, advance: Advance
+    meta: Meta,
+    trained: Trained,
+    text: Text,
+    items: Sequence[Item],
+    cuts: Cuts,
+    request: Request,
+    advance: Advance,
 ) -> Report:
     """The table on held-out users in the last part: predict, then learn."""
-    prior = _prior(meta.config, cuts.log, len(items), cuts.test)
-    catalogue = _catalogue(meta, trained, text, items, prior)
-    return measuring.report(meta, cuts.log, cuts.test, catalogue, prior, cuts.held_out, advance)
+    prior, catalogue = catalogue_at(meta, trained, text, items, cuts.log, cuts.test)
+    options = measuring.options(request.settings, cuts.held_out)
+    return measuring.report(meta, cuts.log, cuts.test, catalogue, prior, options, advance)
+
+
+def catalogue_at(
+    meta: Meta, trained: Trained, text: Text, items: Sequence[Item], log: Log, until: float
+) -> tuple[Prior, Catalogue]:
+    """What is known of all items from the events before `until` (unix seconds)."""
+    prior = _prior(meta.config, log, len(items), until)
+    return prior, _catalogue(meta, trained, text, items, prior)
 
 
 # -- phases -------------------------------------------------------------------------------------
@@ -214,7 +230,7 @@ def _probe(
     return Probe(texts=texts, vectors=expected), figures
 
 
-def _outer_loop(
+def outer_loop(
     cuts: Cuts,
     rows: ItemRows,
     model: ModelConfig,
@@ -222,6 +238,7 @@ def _outer_loop(
     reporter: Reporter,
     on_step: OnStep | None,
 ) -> Trained:
+    """Item tower and adapter from the first part. Raises `DataError` where it holds too little."""
     first, rest = episodes.split_time(cuts.log, cuts.fit)
     episodes.refuse_leakage(first, rest)
     with reporter.phase("meta-train the inner loop") as advance:
@@ -237,7 +254,8 @@ def _outer_loop(
                 first,
                 rows.features(np.full(len(rows), -1)),
                 model,
-                budget_s=request.budget_s,
+                budget_s=request.budget_s if request.settings.learning.steps is None else None,
+                recipe=recipes.recipe(request.settings),
                 seed=request.seed,
                 held_out=cuts.held_out,
                 progress=progress,
@@ -246,7 +264,7 @@ def _outer_loop(
             raise DataError(f"too little to learn from: {error}") from None
 
 
-def _fit_experts(
+def fit_weights(
     trained: Trained,
     text: Text,
     items: Sequence[Item],
@@ -254,10 +272,10 @@ def _fit_experts(
     request: Request,
     reporter: Reporter,
 ) -> tuple[Meta, dict[str, Any]]:
+    """The model with expert weights from held-out users in the second part, and figures."""
     with reporter.phase("fit the experts"):
         seen, _ = episodes.split_time(cuts.log, cuts.test)
-        prior = _prior(trained.meta.config, seen, len(items), cuts.fit)
-        catalogue = _catalogue(trained.meta, trained, text, items, prior)
+        prior, catalogue = catalogue_at(trained.meta, trained, text, items, seen, cuts.fit)
         fitted = fit_experts.fit(
             trained.meta,
             seen,
@@ -265,6 +283,7 @@ def _fit_experts(
             catalogue,
             prior,
             cuts.held_out,
+            FitOptions(mask_seen=request.settings.ranking.exclude_seen),
             seed=request.seed,
         )
     figures = {
@@ -274,7 +293,8 @@ def _fit_experts(
         "zero_ndcg": fitted.zero_ndcg,
         "own_zero": fitted.own_zero,
     }
-    return fitted.meta, figures
+    alone = not request.settings.learning.experts
+    return variant_meta(fitted.meta, "encoder only") if alone else fitted.meta, figures
 
 
 def _prior(model: ModelConfig, log: Log, size: int, until: float) -> Prior:

@@ -173,3 +173,19 @@ def test_offsets_know_only_the_past() -> None:
     counts = np.array([0.25, 1.5, 0.0])
     expected = torch.from_numpy(np.log(counts / counts.mean() + offsets.FLOOR))
     torch.testing.assert_close(known.table[0, 3].double(), expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("silent", ["item.id", "item.text"])
+def test_what_a_recipe_leaves_out_stays_zero(silent: str) -> None:
+    """The item tower learns without its ids, or without its texts, and never takes them up."""
+    recipe = replace(RECIPE, steps=5, silent=(silent,))
+    trained = meta_train.train(planted(), features_of(), CONFIG, recipe=recipe)
+    assert not trained.meta[silent].any()
+    assert trained.meta["adapter.query"].any()
+
+
+def test_without_an_inner_loop_no_step_is_taken_after_training_either() -> None:
+    """The control has step size zero, and its matrices stay at the start."""
+    recipe = replace(RECIPE, steps=5, inner_loop=False)
+    trained = meta_train.train(planted(), features_of(), CONFIG, recipe=recipe)
+    assert float(trained.meta["step_scale"]) == 0.0

@@ -1,0 +1,40 @@
+"""From settings to what the outer loop trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from adapters.meta_train import Recipe
+from adapters.types import ModelConfig
+from stream import config
+
+_SILENT: dict[str, tuple[str, ...]] = {
+    "all": (),
+    "text": ("item.id",),
+    "id": ("item.text", "item.attribute", "item.dense", "text.components"),
+}
+"""Tensors of an item that each choice of `learning.item_features` leaves out."""
+
+
+def model_config(learning: config.Learning, actions: tuple[str, ...]) -> ModelConfig:
+    """The model that these settings ask for."""
+    return ModelConfig(
+        kind=learning.kind,
+        interests=learning.interests,
+        first_order=learning.first_order,
+        decay=learning.decay,
+        actions=actions,
+    )
+
+
+def recipe(settings: config.Settings) -> Recipe:
+    """The outer loop that these settings ask for."""
+    learning, usual = settings.learning, Recipe()
+    return replace(
+        usual,
+        steps=learning.steps or usual.steps,
+        few_weight=learning.few_weight,
+        inner_loop=learning.inner_loop,
+        silent=_SILENT[learning.item_features],
+        draw=replace(usual.draw, repeat=not settings.ranking.exclude_seen),
+    )
