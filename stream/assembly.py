@@ -87,11 +87,17 @@ def patiently(settings: Settings, call: Callable[[], T]) -> T:
         try:
             return call()
         except BrokerUnavailable as error:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not _answered(settings):
                 raise
             _log.warning("waiting for a broker", why=error.detail)
-            with Admin(settings.kafka) as admin:
-                admin.cluster(timeout=1.0)
+
+
+def _answered(settings: Settings) -> bool:
+    with Admin(settings.kafka) as admin:
+        try:
+            return admin.cluster(timeout=1.0).brokers > 0
+        except BrokerUnavailable:
+            return False
 
 
 def open_stores(settings: Settings) -> Stores:

@@ -6,9 +6,11 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos import run as chaos
+from tests.chaos.tally import Goals
 
 
 def main() -> int:
@@ -19,12 +21,20 @@ def main() -> int:
         seconds=max(1_500.0, 3_600 * arguments.hours + 600),
         at_least_s=3_600 * arguments.hours,
     )
+    if arguments.rolling:
+        plan = replace(plan, rolling=True, seconds=300.0, goals=ROLLING)
     began = time.monotonic()
     say(f"seed {plan.seed}")
     with tempfile.TemporaryDirectory(prefix="innerloop-chaos-") as folder:
         result = chaos.on_a_cluster(plan, Path(folder), say)
     report(result, time.monotonic() - began)
     return 0 if result.passed else 1
+
+
+ROLLING = Goals(
+    kills=0, wipes=0, rebalances=20, broker_restarts=0, stops=0, full_disks=0, each_point=0
+)
+"""What is done where nobody is killed."""
 
 
 def report(result: chaos.Result, seconds: float) -> None:
@@ -41,7 +51,8 @@ def report(result: chaos.Result, seconds: float) -> None:
     counts = result.tally.counts
     say(
         f"{verdict.events:,} events of {verdict.users:,} users, {verdict.lists:,} lists, "
-        f"{seconds:.0f} s; stops {counts['stops']}, full disks {counts['full_disks']}; "
+        f"{seconds:.0f} s; restarts {counts['restarts']}, stops {counts['stops']}, "
+        f"full disks {counts['full_disks']}; "
         f"a partition waited {100 * verdict.waiting_share:.1f}% of the time, "
         f"the longest wait was {verdict.longest_wait:.1f} s"
     )
@@ -59,6 +70,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="the time if not given")
     parser.add_argument("--hours", type=float, default=0.0, help="go on for so long (0)")
+    parser.add_argument(
+        "--rolling",
+        action="store_true",
+        help="kill nobody: restart workers in turn, join and leave, and see how long users wait",
+    )
     return parser.parse_args()
 
 

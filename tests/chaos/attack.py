@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from stream import checkpoints
@@ -27,6 +27,9 @@ AT_START = (checkpoints.ASSIGNED, checkpoints.RESTORING, checkpoints.RESTORED)
 
 LIFE_S = 12.0
 """After so long a life is ended from outside."""
+
+REST_S = 3.0
+"""Between two restarts of a rolling deployment."""
 
 FILE_LIMIT = 300_000
 """Bytes of a file on a disk that is full: the write-ahead log of a store soon has them."""
@@ -146,3 +149,38 @@ class Guest:
                 self.tally.add("rebalances", 2)  # it came and it went
             self.halt.wait(self.session_s + 1)
         self.worker.kill()
+
+
+@dataclass
+class Rollout:
+    """Restarts workers in turn with SIGTERM, as a rolling deployment does."""
+
+    workers: Sequence[WorkerProcess]
+    tally: Tally
+    halt: threading.Event
+    troubles: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """One after the other, each when the one before serves again."""
+        for worker in self.workers:
+            worker.start()
+        while not self.halt.is_set():
+            for worker in self.workers:
+                if self._served(worker) and not self.halt.wait(REST_S):
+                    self._restart(worker)
+        for worker in self.workers:
+            worker.terminate()
+
+    def _served(self, worker: WorkerProcess) -> bool:
+        while not worker.ready():
+            if self.halt.wait(0.05):
+                return False
+        return True
+
+    def _restart(self, worker: WorkerProcess) -> None:
+        code = worker.terminate()
+        if code != 0:
+            self.troubles.append(f"{worker.name}: exit code {code}\n{worker.text()[-3000:]}")
+        self.tally.add("restarts")
+        worker.start()
+        self._served(worker)

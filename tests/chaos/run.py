@@ -19,7 +19,7 @@ from stream.config import Settings, load
 from stream.demo.watch import lag
 from stream.embedded_kafka import EmbeddedKafka
 from stream.errors import InnerloopError
-from tests.chaos.attack import POINTS, Guest, Tormentor
+from tests.chaos.attack import POINTS, Guest, Rollout, Tormentor
 from tests.chaos.checker import Verdict, check, read
 from tests.chaos.process import WorkerProcess
 from tests.chaos.tally import Goals, Tally
@@ -44,6 +44,7 @@ class Plan:
     broker_pause_s: float = 45.0
     points: tuple[str, ...] = POINTS
     only_kills: bool = False  # no stops, no full or slow disks, nobody who joins and leaves
+    rolling: bool = False  # nobody is killed: restarts in turn, and one who joins and leaves
     replay: bool = True  # hold stores and records against the log afterwards
 
 
@@ -128,7 +129,7 @@ def run(
         tally=tally,
         verdict=verdict,
         missing=dict(tally.missing(plan.goals, plan.points)),
-        troubles=[t for a in attackers if isinstance(a, Tormentor) for t in a.troubles],
+        troubles=[t for a in attackers if not isinstance(a, Guest) for t in a.troubles],
         replayed=[line for _, line in replayed],
         replay_failed=any(code for code, _ in replayed),
     )
@@ -136,15 +137,18 @@ def run(
 
 def _attackers(
     plan: Plan, workers: Sequence[WorkerProcess], tally: Tally, halt: threading.Event
-) -> list[Tormentor | Guest]:
+) -> list[Tormentor | Guest | Rollout]:
     session_s = SESSION_MS / 1000
     dice = [random.Random(1_000 * plan.seed + i) for i in range(len(workers))]
+    guest = Guest(workers[-1], tally, dice[-1], session_s, halt)
+    if plan.rolling:
+        return [Rollout(workers[:-1], tally, halt), guest]
     return [
         *(
             Tormentor(w, tally, own, session_s, halt, plan.points, plan.only_kills)
             for w, own in zip(workers[:-1], dice[:-1], strict=True)
         ),
-        *([] if plan.only_kills else [Guest(workers[-1], tally, dice[-1], session_s, halt)]),
+        *([] if plan.only_kills else [guest]),
     ]
 
 
@@ -157,7 +161,7 @@ def _rage(
     while (spent := time.monotonic() - began) < plan.seconds:
         if spent > plan.at_least_s and not tally.missing(plan.goals, plan.points):
             return
-        if kafka is not None and time.monotonic() > broker_due:
+        if kafka is not None and not plan.rolling and time.monotonic() > broker_due:
             _restart_a_broker(kafka, 1 + tally.counts["broker_restarts"] % 3)
             tally.add("broker_restarts")
             broker_due = time.monotonic() + plan.broker_pause_s
