@@ -119,15 +119,19 @@ class TransactionalProducer:
 
     def renew(self) -> None:
         """A new producer of the same id: the broker ends what the old one left open."""
-        if not self._stuck:  # closing one would wait as well; its end is the broker's affair
-            self.close()
+        self.close()
         self._stuck = False
         self._trouble = Trouble()
         self._producer = connect(ck.Producer, self._properties, self._trouble)
         self.init()
 
     def close(self) -> None:
-        """Stop; an open transaction is aborted, by the next `init` of this id at the latest."""
+        """Stop; an open transaction is aborted, by the next `init` of this id at the latest.
+
+        One that waits without end is left to itself: closing it would wait as well.
+        """
+        if self._stuck:
+            return
         quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
         with quiet, suppress(ck.KafkaException):  # of one that was fenced: it is over anyway
             self._producer.close()
