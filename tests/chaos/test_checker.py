@@ -95,7 +95,6 @@ def killed_at(scene: Scene, point: str, sabotage: Sabotage | None, lives: int = 
 CHECKS: list[tuple[Sabotage, str, Callable[[Verdict], object]]] = [
     (faults.offsets_first, checkpoints.PRODUCED, lambda v: v.lost),
     (faults.store_first, checkpoints.PRODUCED, lambda v: v.lost),
-    (faults.version_not_checked, checkpoints.APPLIED, lambda v: v.regressions),
 ]
 
 
@@ -107,6 +106,19 @@ def test_a_seeded_fault_is_found(
 ) -> None:
     """What a crash does to a worker that breaks the protocol is in the verdict."""
     assert found(killed_at(scene, point, fault))
+
+
+def test_versions_that_begin_anew_are_found(scene: Scene) -> None:
+    """A worker that counts versions by itself begins at 1 again after a crash."""
+    with scene.worker() as worker:
+        worker.start(None, faults.version_not_checked)
+        for _ in range(2):
+            scene.crowd(10)
+            eventually(scene.caught_up, worker.text)
+        worker.kill()
+        worker.start(None, faults.version_not_checked)
+        scene.act("always")
+        assert scene.verdict().regressions
 
 
 @pytest.mark.parametrize("point", [checkpoints.PRODUCED, checkpoints.COMMITTED])
