@@ -82,12 +82,16 @@ def summarise(users: Array, shots: Array, figures: dict[str, Array], seed: int =
     rng = np.random.default_rng(seed)
     stacked = np.stack(list(figures.values()), 1)  # [m, V, 3]
     rows: list[Row] = []
-    for name, low, high in (("all", 0, 2**62), *COHORTS):
-        inside = (shots >= low) & (shots <= high)
+    for name, inside in (("all", np.ones(len(shots), bool)), *by_shots(shots)):
         if inside.any():
             means = per_user(users[inside], stacked[inside])
             rows += _rows(name, list(figures), means, int(inside.sum()), rng)
     return Report(tuple(rows))
+
+
+def by_shots(shots: Array) -> list[tuple[str, Array]]:
+    """The cohorts, and which of these positions [m] are in each."""
+    return [(name, (shots >= low) & (shots <= high)) for name, low, high in COHORTS]
 
 
 def compare(users: Array, one: Array, other: Array, seed: int = 0) -> Figure:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapters.report import COHORTS, Figure, compare
+from adapters.report import Figure, by_shots, compare
 from benchmarks.learning.kept import Array, Judged
 from benchmarks.learning.rows import OWN
 
@@ -21,6 +21,9 @@ AHEAD = 0.05
 
 STEPPED = 4
 """Shots from which on inner steps alone are to pay: three clicks and one more to tell."""
+
+SETS = 3
+"""Data sets that a verdict needs."""
 
 Table = dict[str, Array]
 """Row and variant -> nDCG@10 [m], mean of the seeds."""
@@ -71,9 +74,12 @@ def difference(found: SetResult, one: str, other: str, where: Array | None = Non
 
 def cohorts(found: SetResult) -> list[tuple[str, Array]]:
     """The cohorts that are large enough to be judged apart."""
-    shots = found.judged.shots
-    parts = [(name, (shots >= low) & (shots <= high)) for name, low, high in COHORTS]
-    return [(name, inside) for name, inside in parts if inside.sum() >= FEWEST]
+    return [part for part in by_shots(found.judged.shots) if part[1].sum() >= FEWEST]
+
+
+def words(lead: Figure) -> str:
+    """A relative difference with its interval."""
+    return f"{lead.mean:+.1%} ({lead.low:+.1%} to {lead.high:+.1%})"
 
 
 def _beats_simple(found: list[SetResult]) -> Verdict:
@@ -81,60 +87,57 @@ def _beats_simple(found: list[SetResult]) -> Verdict:
     leads, lost, said = 0, [], []
     for own in found:
         lead = difference(own, OWN, own.best_simple)
-        said.append(f"{own.name} {_text(lead)} over {own.best_simple}")
+        said.append(f"{own.name} {words(lead)} over {own.best_simple}")
         leads += lead.mean >= AHEAD and lead.low > 0
         lost += [own.name] * (lead.mean < 0) + _lost(own, own.best_simple)
-    met = None if len(found) < 3 else leads >= 2 and not lost
+    met = None if len(found) < SETS else leads >= 2 and not lost
     return Verdict(goal, met, _said(said, lost))
 
 
 def _no_worse(found: list[SetResult], kind: str) -> Verdict:
-    said, lost, run = [], list[str](), 0
-    for own in found:
-        if kind in own.ndcg:
-            run += 1
-            lead = difference(own, OWN, kind)
-            said.append(f"{own.name} {_text(lead)}")
-            lost += [own.name] * (lead.low < MARGIN) + _lost(own, kind)
-    return Verdict(f"no worse than {kind}", None if run < 3 else not lost, _said(said, lost))
+    run = [own for own in found if kind in own.ndcg]
+    leads = _leads(run, OWN, kind)
+    lost = [name for name, lead in leads.items() if lead.low < MARGIN]
+    lost += [part for own in run for part in _lost(own, kind)]
+    return Verdict(f"no worse than {kind}", _if_all(leads, not lost), _said(_each(leads), lost))
 
 
 def _steps_alone(found: list[SetResult]) -> Verdict:
     goal = "steps against training without them, experts off, after 3 shots: ahead on every set"
-    leads = [
-        (
-            own.name,
-            difference(
-                own,
-                f"{OWN}, encoder only",
-                "no inner loop, encoder only",
-                own.judged.shots >= STEPPED,
-            ),
-        )
-        for own in found
-        if "no inner loop" in own.ndcg
-    ]
-    met = None if len(leads) < 3 else all(lead.low > 0 for _, lead in leads)
-    return Verdict(goal, met, ", ".join(f"{name} {_text(lead)}" for name, lead in leads))
+    leads = _leads(found, f"{OWN}, encoder only", "no inner loop, encoder only", STEPPED)
+    return _ahead_everywhere(goal, leads)
 
 
 def _steps_with_experts(found: list[SetResult]) -> Verdict:
     goal = "the same with experts: no worse on any set, ahead on one"
-    leads = [
-        (own.name, difference(own, OWN, "no inner loop"))
-        for own in found
-        if "no inner loop" in own.ndcg
-    ]
-    good = all(lead.low >= MARGIN for _, lead in leads) and any(lead.low > 0 for _, lead in leads)
-    text = ", ".join(f"{name} {_text(lead)}" for name, lead in leads)
-    return Verdict(goal, None if len(leads) < 3 else good, text)
+    leads = _leads(found, OWN, "no inner loop")
+    lows = [lead.low for lead in leads.values()]
+    good = all(low >= MARGIN for low in lows) and any(low > 0 for low in lows)
+    return Verdict(goal, _if_all(leads, good), ", ".join(_each(leads)))
 
 
 def _steps_off(found: list[SetResult]) -> Verdict:
     goal = "the same weights with steps switched off: worse on every set"
-    leads = [(own.name, difference(own, OWN, f"{OWN}, steps off")) for own in found]
-    met = None if len(leads) < 3 else all(lead.low > 0 for _, lead in leads)
-    return Verdict(goal, met, ", ".join(f"{name} {_text(lead)}" for name, lead in leads))
+    return _ahead_everywhere(goal, _leads(found, OWN, f"{OWN}, steps off"))
+
+
+def _ahead_everywhere(goal: str, leads: dict[str, Figure]) -> Verdict:
+    good = all(lead.low > 0 for lead in leads.values())
+    return Verdict(goal, _if_all(leads, good), ", ".join(_each(leads)))
+
+
+def _leads(found: list[SetResult], one: str, other: str, since: int = 0) -> dict[str, Figure]:
+    """By set, where both rows were run: how far one is ahead from `since` shots on."""
+    return {
+        own.name: difference(own, one, other, own.judged.shots >= since)
+        for own in found
+        if {one, other} <= own.ndcg.keys()
+    }
+
+
+def _if_all(leads: dict[str, Figure], met: bool) -> bool | None:
+    """No verdict before all sets were run."""
+    return met if len(leads) >= SETS else None
 
 
 def _new_items(found: list[SetResult]) -> Verdict:
@@ -152,12 +155,12 @@ def _new_items(found: list[SetResult]) -> Verdict:
 def _lost(own: SetResult, other: str) -> list[str]:
     found = ((name, difference(own, OWN, other, inside)) for name, inside in cohorts(own))
     return [
-        f"{own.name} at {name} shots {_text(lead)}" for name, lead in found if lead.low < MARGIN
+        f"{own.name} at {name} shots {words(lead)}" for name, lead in found if lead.low < MARGIN
     ]
 
 
-def _text(lead: Figure) -> str:
-    return f"{lead.mean:+.1%} ({lead.low:+.1%} to {lead.high:+.1%})"
+def _each(leads: dict[str, Figure]) -> list[str]:
+    return [f"{name} {words(lead)}" for name, lead in leads.items()]
 
 
 def _said(said: list[str], lost: list[str]) -> str:

@@ -46,14 +46,14 @@ class Shelf:
 
 def _write(path: Path, found: Judged) -> None:
     half = path.with_suffix(".half.npz")
-    np.savez_compressed(
-        half,
-        users=found.users,
-        shots=found.shots,
-        new=found.new,
-        words=np.array(json.dumps({"coverage": found.coverage, "notes": found.notes})),
+    columns: dict[str, Any] = {
+        "users": found.users,
+        "shots": found.shots,
+        "new": found.new,
+        "words": np.array(json.dumps({"coverage": found.coverage, "notes": found.notes})),
         **{f"figures {name}": value for name, value in found.figures.items()},
-    )
+    }
+    np.savez_compressed(half, **columns)
     half.rename(path)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from adapters.report import COHORTS, per_user
-from benchmarks.learning.goals import SetResult, difference
+from adapters.report import by_shots, per_user
+from benchmarks.learning.goals import SetResult, difference, words
 from benchmarks.learning.kept import Array
 from benchmarks.learning.rows import OWN
 
@@ -15,26 +13,18 @@ from benchmarks.learning.rows import OWN
 def text(found: SetResult) -> str:
     """Markdown: nDCG@10 by shots, and how far the model with all defaults is ahead."""
     users = found.judged.users
-    names = [name for name, _, _ in COHORTS]
-    head = ["nDCG@10", "all", *names, "new items", "defaults are ahead by"]
+    parts = [*by_shots(found.judged.shots), ("new items", found.judged.new)]
+    head = ["nDCG@10", "all", *(name for name, _ in parts), "defaults are ahead by"]
+    places = [np.ones(len(users), bool), *(inside for _, inside in parts)]
     lines = [head, ["---"] * len(head)]
     for row, ndcg in found.ndcg.items():
-        cells = [_mean(users, ndcg, inside) for inside in _parts(found)]
-        lead = difference(found, OWN, row)
-        ahead = "" if row == OWN else f"{lead.mean:+.1%} ({lead.low:+.1%} to {lead.high:+.1%})"
+        cells = [_mean(users, ndcg, inside) for inside in places]
+        ahead = "" if row == OWN else words(difference(found, OWN, row))
         lines.append([row, *cells, ahead])
-    counts = [f"{len(np.unique(users[inside])):,}" for inside in _parts(found)]
+    counts = [f"{len(np.unique(users[inside])):,}" for inside in places]
     lines.append(["users", *counts, ""])
-    lines.append(["positions", *(f"{inside.sum():,}" for inside in _parts(found)), ""])
+    lines.append(["positions", *(f"{inside.sum():,}" for inside in places), ""])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _parts(found: SetResult) -> Iterator[Array]:
-    shots = found.judged.shots
-    yield np.ones(len(shots), bool)
-    for _, low, high in COHORTS:
-        yield (shots >= low) & (shots <= high)
-    yield found.judged.new
 
 
 def _mean(users: Array, ndcg: Array, inside: Array) -> str:

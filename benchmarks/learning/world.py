@@ -66,7 +66,7 @@ def run(world: World, row: Row, seed: int, steps: int | None, reporter: Reporter
             trained, world.text, world.items, world.cuts, request, reporter
         )
         options = replace(_options(world), variants=row.variants)
-        return _judge(world, meta, trained, world.cuts.log, world.cuts.test, options, reporter)
+        return _judge(world, meta, trained, options, reporter)
 
 
 def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
@@ -91,7 +91,7 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
             variants=tuple(choice.family for choice in chosen),
             baselines={choice.family: choice.function for choice in chosen},
         )
-        found = _judge(world, meta, trained, cuts.log, cuts.test, options, reporter)
+        found = _judge(world, meta, trained, options, reporter)
     return found, chosen
 
 
@@ -101,14 +101,9 @@ def _train(world: World, request: Request, reporter: Reporter) -> Trained:
 
 
 def _judge(
-    world: World,
-    meta: Meta,
-    trained: Trained,
-    log: Log,
-    start: float,
-    options: Options,
-    reporter: Reporter,
+    world: World, meta: Meta, trained: Trained, options: Options, reporter: Reporter
 ) -> Moments:
+    log, start = world.cuts.log, world.cuts.test
     prior, catalogue = training.catalogue_at(meta, trained, world.text, world.items, log, start)
     with reporter.phase("judge") as advance, torch.inference_mode():
         return evaluate.positions(meta, log, start, catalogue, prior, options, _plain(advance))
@@ -124,7 +119,7 @@ def news(world: World, found: Moments) -> np.ndarray:
     first = np.full(len(world.items) + 1, np.inf)
     np.minimum.at(first, log.items, log.times)
     following = found.relevant[:, 0]
-    return (following >= 0) & (log.times[found.events] - first[following] < DAY)
+    return np.asarray((following >= 0) & (log.times[found.events] - first[following] < DAY))
 
 
 def _options(world: World) -> Options:

@@ -46,19 +46,12 @@ _FENCED = {
 }
 """By a twin, or by the broker that timed the transaction out: only a new epoch can tell."""
 _LOST_GROUP = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"}
-_UNREACHABLE = {
-    "_TRANSPORT",
+_UNREACHABLE = {  # beside those of RETRY
     "_ALL_BROKERS_DOWN",
     "_RESOLVE",
-    "_TIMED_OUT",
     "_TIMED_OUT_QUEUE",
     "_MSG_TIMED_OUT",
-    "REQUEST_TIMED_OUT",
-    "COORDINATOR_NOT_AVAILABLE",
-    "BROKER_NOT_AVAILABLE",
-    "LEADER_NOT_AVAILABLE",
     "NOT_ENOUGH_REPLICAS",
-    "NETWORK_EXCEPTION",
     "_NOENT",  # no partition that was asked for has a leader
 }
 _COORDINATOR = {"NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS"}
@@ -75,9 +68,7 @@ RETRY = {
     "LEADER_NOT_AVAILABLE",
     "FENCED_LEADER_EPOCH",
     "UNKNOWN_LEADER_EPOCH",
-    "NOT_COORDINATOR",
-    "COORDINATOR_LOAD_IN_PROGRESS",
-    "COORDINATOR_NOT_AVAILABLE",
+    *_COORDINATOR,
     "BROKER_NOT_AVAILABLE",
     "REPLICA_NOT_AVAILABLE",
     "NOT_CONTROLLER",
@@ -88,9 +79,12 @@ RETRY = {
 """Names of errors that say nothing was decided yet; all are retriable by Kafka's protocol."""
 
 
-def is_of_coordinator(name: str) -> bool:
-    """Whether only the group's coordinator is meant, which readers without a group do not need."""
-    return name in _COORDINATOR
+def passes(name: str) -> bool:
+    """Whether a reader without a group goes on by itself.
+
+    librdkafka's own errors are told and then healed by it; a group's coordinator it does not need.
+    """
+    return name.startswith("_") or name in _COORDINATOR
 
 
 def is_denied(name: str) -> bool:

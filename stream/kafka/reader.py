@@ -11,7 +11,7 @@ from stream.errors import OffsetOutOfRange
 from stream.kafka import properties
 from stream.kafka.admin import Admin
 from stream.kafka.client import Trouble, connect, log, native_positions, to_records
-from stream.kafka.errors import is_denied, is_of_coordinator, translate
+from stream.kafka.errors import is_denied, passes, translate
 from stream.ports import Positions, Record, TopicPartition
 
 AT_ONCE = 4
@@ -54,9 +54,7 @@ class _Follower:
             self._reached(tp, int(message.offset() or 0))
         elif error.code() == ck.KafkaError._AUTO_OFFSET_RESET:
             raise OffsetOutOfRange(*tp)
-        elif is_of_coordinator(error.name()):
-            log.debug("%s: %s", error.name(), error.str())
-        elif is_denied(error.name()) or not error.name().startswith("_"):
+        elif is_denied(error.name()) or not passes(error.name()):
             raise translate(error, f"reading {tp[0]}")
         else:
             log.debug("%s: %s", error.name(), error.str())
