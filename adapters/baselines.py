@@ -119,6 +119,8 @@ def mask(crowd: Crowd, view: UserView, scores: Tensor) -> Tensor:
     prepared = crowd.prepared
     pad = prepared.columns.shape[1] - prepared.size
     scores = torch.nn.functional.pad(scores, (0, pad)) + prepared.columns[-1]
+    if view.repeats:
+        return scores
     seen = torch.where(view.seen >= 0, view.seen, prepared.size)
     return scores.scatter_(1, seen, NEVER)
 

@@ -33,6 +33,12 @@ FRESH = 86_400.0
 AGED = 10 * 365 * 86_400.0
 """Age in seconds from which on all items are equally old."""
 
+AGAIN = 320
+"""Latest events of a user that are looked through for repeats: every record has room for them."""
+
+REPEATED = 100.0
+"""Events of a user after which one that is repeated counts half."""
+
 NEAREST = 32
 """Neighbours of a seed that count: the heaviest ones."""
 
@@ -95,6 +101,7 @@ class Prepared:
     catalogue: Catalogue
     size: int  # N; columns from N on are padding
     columns: Tensor  # [d + T + H + 2, Np] vectors, text, popularity, age, bias
+    unit: Tensor  # [N, d] item vectors of unit length
     links: dict[str, Links]  # sparse expert -> neighbours
     loans: Loans
 
@@ -127,12 +134,14 @@ def prepare(
     )
     if earlier is not None and earlier.catalogue is catalogue:
         still, prior = earlier.columns[: -len(moving)], earlier.links["covisit_prior"]
+        unit = earlier.unit
     else:
+        unit = functional.normalize(catalogue.vectors, dim=1)
         still = functional.pad(torch.cat((catalogue.vectors, catalogue.text), 1).T, (0, pad))
         prior = _links(catalogue.prior_items, catalogue.prior_weights, n)
     stream = _links(shared.neighbour_items, shared.neighbour_weights, n)
     links = {"covisit_prior": prior, "covisit_stream": stream}
-    return Prepared(catalogue, n, torch.cat((still, moving)), links, loans)
+    return Prepared(catalogue, n, torch.cat((still, moving)), unit, links, loans)
 
 
 def _links(items: Tensor, weights: Tensor, n: int) -> Links:
@@ -198,22 +207,22 @@ def seeds(view: UserView) -> Seeds:
     return found.part(slice(None), max(longest, 1))
 
 
-def queries(config: ModelConfig, columns_text: Tensor, latest: Seeds, weights: Tensor) -> Tensor:
-    """The user side of the columns without the encoder: [n, T + H + 2], weighted."""
+def profiles(text: Tensor, latest: Seeds) -> Tensor:
+    """Signed means [n, T] of the unit texts [N, T] of users' latest events."""
     n, s = latest.rows.shape
-    texts = columns_text.index_select(0, latest.rows.reshape(-1)).view(n, s, config.text_dim)
-    profile = torch.bmm(latest.signed[:, None], texts)[:, 0]
+    texts = text.index_select(0, latest.rows.reshape(-1)).view(n, s, text.shape[1])
     total = latest.signed.abs().sum(1, keepdim=True)
-    profile = profile / total.clamp(min=1e-6)
-    half = len(config.half_lives)
-    text = weights[:, 1:2] * profile
-    return torch.cat([text, weights[:, 2 : 3 + half], torch.ones_like(weights[:, :1])], 1)
+    return torch.bmm(latest.signed[:, None], texts)[:, 0] / total.clamp(min=1e-6)
+
+
+def queries(config: ModelConfig, profile: Tensor, weights: Tensor) -> Tensor:
+    """The user side of the columns without the encoder: [n, T + H + 2], weighted."""
+    counted = weights[:, 2 : 3 + len(config.half_lives)]
+    return torch.cat([weights[:, 1:2] * profile, counted, torch.ones_like(weights[:, :1])], 1)
 
 
 def touched(prepared: Prepared, name: str, latest: Seeds) -> tuple[Tensor, Tensor]:
-    """Columns [n, q] and summands [n, q] of a sparse expert; column N takes what is nothing."""
-    if name == "repeat":
-        return torch.where(latest.strength > 0, latest.rows, prepared.size), latest.strength
+    """Columns [n, q] and summands [n, q] of a co-visitation; column N takes what is nothing."""
     items, linked = prepared.links[name]
     n, rows = len(latest.rows), latest.rows.reshape(-1)
     width = latest.rows.shape[1] * items.shape[1]
@@ -225,6 +234,14 @@ def touched(prepared: Prepared, name: str, latest: Seeds) -> tuple[Tensor, Tenso
         columns = torch.cat([columns, borrowers.expand(n, -1)], 1)
         values = functional.pad(values, (0, len(borrowers)))
     return columns, values
+
+
+def touched_again(prepared: Prepared, view: UserView) -> tuple[Tensor, Tensor]:
+    """What `touched` gives, for the items that users acted on, where these may be ranked again."""
+    seen = view.seen[:, : AGAIN if view.repeats else 1]
+    columns = torch.where((seen >= 0) & view.repeats, seen, prepared.size)
+    fading = torch.exp2(-torch.arange(seen.shape[1], device=seen.device) / REPEATED)
+    return columns, fading.expand(columns.shape)
 
 
 def touched_shown(prepared: Prepared, view: UserView) -> tuple[Tensor, Tensor]:

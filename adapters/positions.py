@@ -87,18 +87,21 @@ def views(
     first = seq.start[sorted_place]
     ends = sorted_place + (moment == "published")
     shots = ends - first
-    depth = int(min(RING, max(shots.max(initial=0), 1))) if mask_seen else 1
+    depth = int(min(RING, max(shots.max(initial=0), 1)))
     past = _back_from(seq, ends, first, depth)
     seen = np.where(past >= 0, seq.log.items[np.maximum(past, 0)], -1)
+    if not mask_seen:  # what may come again is what was liked
+        seen = np.where(seq.log.values[np.maximum(past, 0)] > 0, seen, -1)
     support = _back_from(seq, ends, first, meta.config.support)
     n = len(events)
     return UserView(
         interests=torch.zeros(n, 1, 0),
         shots=torch.from_numpy(shots.astype(np.int64)),
         support=support_of(seq.log, support),
-        seen=torch.from_numpy(seen) if mask_seen else torch.full((n, 1), -1),
+        seen=torch.from_numpy(seen),
         shown=torch.full((n, 1), -1),
         delta=torch.zeros(n, experts),
+        repeats=not mask_seen,
     )
 
 

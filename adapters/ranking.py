@@ -1,7 +1,9 @@
-"""Scores of all items for n users, the exact best k of them, and why.
+"""The best k items of n users, and why: candidates by the experts' mix, then a second look.
 
 The dense experts and the encoder are one matmul of [n, D] with the item columns [D, N]; the sparse
 ones touch a few hundred items of each user. Users go through in groups whose scores fit the cache.
+The exact best of the mix are the candidates that `rerank` scores again, where the model has weights
+for it; a score is that of the last stage.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters import experts, features
+from adapters import experts, features, rerank
 from adapters.diversity import diversify
 from adapters.features import BLOCKS, NEVER, Prepared, Seeds, prepare
 from adapters.types import Catalogue, Meta, Ranking, Shared, Support, UserView
@@ -27,11 +29,11 @@ POOL = 2
 SPARSE = 4
 """The last experts, which are sparse: both co-visitations, repeat, shown."""
 
-__all__ = ["Prepared", "cold", "explain", "prepare", "rank", "rank_prepared", "score"]
+__all__ = ["Prepared", "cold", "explain", "names", "prepare", "rank", "rank_prepared", "score"]
 
 
 def score(meta: Meta, view: UserView, catalogue: Catalogue, shared: Shared) -> Tensor:
-    """Scores [n, N]; items that must not be ranked have a score below -1e29."""
+    """The mix's scores [n, N]; items that must not be ranked have a score below -1e29."""
     prepared = prepare(meta.config, catalogue, shared)
     buffers = _Buffers(prepared, len(view.shots))
     return _scores(prepared, _plan(meta, prepared, view), buffers)[:, : prepared.size]
@@ -52,11 +54,12 @@ def rank_prepared(
     `diversity` in [0, 1] trades relevance for items unlike those above; 0 costs nothing. Scores
     are relevance, so with diversity they need not fall from place to place.
     """
-    pool = min(prepared.size, k if diversity == 0 else POOL * k)
+    wide = k if diversity == 0 else POOL * k
+    pool = min(prepared.size, max(wide, rerank.CANDIDATES) if rerank.fitted(meta) else wide)
     plan = _plan(meta, prepared, view)
     groups = _groups(plan.seeds.lengths)
     buffers = _Buffers(prepared, len(groups[0][0]) if groups else 0)
-    parts = [top_k(_scores(prepared, _part(plan, *g), buffers), pool) for g in groups]
+    parts = [_best(meta, prepared, _part(plan, *g), buffers, pool, wide) for g in groups]
     scores, rows = (torch.cat(x) for x in zip(*parts, strict=True))
     if diversity > 0:
         scores, rows = diversify(scores, rows, prepared.text, min(k, pool), diversity)
@@ -85,33 +88,60 @@ def empty_view(meta: Meta, interests: Tensor) -> UserView:
     )
 
 
+def names(meta: Meta) -> tuple[str, ...]:
+    """What a score is a sum of, in the order of `contributions`: F names."""
+    return rerank.names(meta.config) if rerank.fitted(meta) else experts.names(meta.config)
+
+
 def explain(
     meta: Meta, view: UserView, catalogue: Catalogue, shared: Shared, rows: Tensor
 ) -> Tensor:
-    """What each expert adds to the scores of `rows` [r] for one user: [r, E]; sums to the score."""
+    """What each part adds to the scores of `rows` [r] for one user: [r, F]; sums to the score."""
     prepared = prepare(meta.config, catalogue, shared)
     return contributions(meta, prepared, view, rows[None])[0]
 
 
 def contributions(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
-    """What each expert adds to the scores of `rows` [n, r] of each user: [n, r, E]."""
+    """What each of `names` adds to the scores of `rows` [n, r] of each user: [n, r, F]."""
     trend = features.trend(meta.config, prepared, features.seeds(view))
-    weights = experts.weights(meta, view, trend)
-    return expert_values(meta, prepared, view, rows) * weights[:, None]
+    values = expert_values(meta, prepared, view, rows)
+    if not rerank.fitted(meta):
+        return values * experts.weights(meta, view, trend)[:, None]
+    return with_features(prepared, view, rows, values) * rerank.weights(meta, view, trend)[:, None]
+
+
+def with_features(prepared: Prepared, view: UserView, rows: Tensor, values: Tensor) -> Tensor:
+    """The experts' numbers [n, r, E] of `rows` [n, r] with those of `rerank` added: [n, r, F]."""
+    return torch.cat([values, rerank.features(prepared, view, features.seeds(view), rows)], -1)
 
 
 def expert_values(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
     """The experts' unweighted numbers for `rows` [n, r] of each user: [n, r, E]."""
-    d, t, names = meta.config.dim, meta.config.text_dim, experts.names(meta.config)
-    n, r = rows.shape
-    flat, items = rows.flatten(), prepared.catalogue
-    vectors = items.vectors.index_select(0, flat).view(n, r, d)
+    seeds = features.seeds(view)
+    profile = features.profiles(prepared.text, seeds)
+    sums = torch.zeros(len(rows), prepared.columns.shape[1], device=rows.device)
+    return _values(meta, prepared, view, seeds, profile, rows, sums)
+
+
+def _values(
+    meta: Meta,
+    prepared: Prepared,
+    view: UserView,
+    seeds: Seeds,
+    profile: Tensor,
+    rows: Tensor,
+    sums: Tensor,
+) -> Tensor:
+    """`expert_values`; `sums` [n, Np] is 0 before and after."""
+    d, t, (n, r) = meta.config.dim, meta.config.text_dim, rows.shape
+    flat = rows.reshape(-1)
+    vectors = prepared.catalogue.vectors.index_select(0, flat).view(n, r, d)
     encoder = torch.bmm(vectors, view.interests.transpose(1, 2)).amax(2, keepdim=True)
-    ones = torch.ones(n, len(names), device=rows.device)
-    query = features.queries(meta.config, prepared.text, features.seeds(view), ones)[:, :t]
-    text = torch.bmm(items.text.index_select(0, flat).view(n, r, t), query[..., None])
+    texts = prepared.text.index_select(0, flat).view(n, r, t)
     counted = prepared.columns[d + t : -1].index_select(1, flat).T.view(n, r, -1)
-    return torch.cat([encoder, text, counted, *_touched_values(prepared, view, rows)], -1)
+    touched = _touched(prepared, view, seeds)
+    sparse = [_sparse(prepared, name, c, v, rows, sums)[..., None] for name, c, v in touched]
+    return torch.cat([encoder, torch.bmm(texts, profile[..., None]), counted, *sparse], -1)
 
 
 def top_k(scores: Tensor, k: int, blocks: tuple[int, ...] = BLOCKS) -> tuple[Tensor, Tensor]:
@@ -135,41 +165,30 @@ def top_k(scores: Tensor, k: int, blocks: tuple[int, ...] = BLOCKS) -> tuple[Ten
 class _Plan(NamedTuple):
     """The user side of ranking."""
 
-    encoder: Tensor  # [n, K, d] interests
-    gain: Tensor  # [n, 1] weight of the encoder
-    rest: Tensor  # [n, D - d] query of the other columns
-    weights: Tensor  # [n, E]
+    view: UserView
     seeds: Seeds
-    shown: tuple[Tensor, Tensor]  # columns and summands, [n, R]
-    seen: Tensor  # [n, L] columns
+    profile: Tensor  # [n, T] query of the texts
+    rest: Tensor  # [n, D - d] weighted query of all columns but the encoder's
+    weights: Tensor  # [n, E] of the mix
+    again: Tensor | None  # [n, F] of the second look, None without one
 
 
 def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
     seeds = features.seeds(view)
-    weights = experts.weights(meta, view, features.trend(meta.config, prepared, seeds))
-    return _Plan(
-        encoder=view.interests,
-        gain=weights[:, :1],
-        rest=features.queries(meta.config, prepared.text, seeds, weights),
-        weights=weights,
-        seeds=seeds,
-        shown=features.touched_shown(prepared, view),
-        seen=torch.where(view.seen >= 0, view.seen, prepared.size),
-    )
+    trend = features.trend(meta.config, prepared, seeds)
+    weights = experts.weights(meta, view, trend)
+    profile = features.profiles(prepared.text, seeds)
+    rest = features.queries(meta.config, profile, weights)
+    again = rerank.weights(meta, view, trend) if rerank.fitted(meta) else None
+    return _Plan(view, seeds, profile, rest, weights, again)
 
 
 def _part(plan: _Plan, users: Tensor, width: int) -> _Plan:
     """The plan of some users [g], of whose seeds the first `width` places are in use."""
     seeds = Seeds(*(getattr(plan.seeds, name)[users, :width] for name in Seeds.__slots__))
-    return _Plan(
-        encoder=plan.encoder[users],
-        gain=plan.gain[users],
-        rest=plan.rest[users],
-        weights=plan.weights[users],
-        seeds=seeds,
-        shown=(plan.shown[0][users], plan.shown[1][users]),
-        seen=plan.seen[users],
-    )
+    again = None if plan.again is None else plan.again[users]
+    own = (plan.profile[users], plan.rest[users], plan.weights[users], again)
+    return _Plan(select(plan.view, users), seeds, *own)
 
 
 class _Buffers:
@@ -180,26 +199,47 @@ class _Buffers:
         self.sums = torch.zeros_like(self.scores)
 
 
+def _best(
+    meta: Meta, prepared: Prepared, plan: _Plan, buffers: _Buffers, pool: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """The best k of a group's users, chosen from `pool` candidates: scores, columns [g, <= k]."""
+    scores, columns = top_k(_scores(prepared, plan, buffers), pool)
+    if plan.again is None:
+        return scores, columns
+    rows = torch.where(scores > NEVER / 2, columns, 0)  # padding has no features
+    sums = buffers.sums[: len(rows)]
+    values = _values(meta, prepared, plan.view, plan.seeds, plan.profile, rows, sums)
+    more = rerank.features(prepared, plan.view, plan.seeds, rows)
+    again = torch.bmm(torch.cat([values, more], -1), plan.again[..., None])[..., 0]
+    again = torch.where(scores > NEVER / 2, again, NEVER)
+    top, place = torch.topk(again, min(k, pool))
+    return top, columns.gather(1, place)
+
+
 def _scores(prepared: Prepared, plan: _Plan, buffers: _Buffers) -> Tensor:
     """[n, Np] with seen items and padding at `NEVER`; a part of the buffers."""
-    n = len(plan.gain)
+    n = len(plan.weights)
     scores, sums = buffers.scores[:n], buffers.sums[:n]
-    _dense(prepared.columns, plan.encoder, plan.gain, plan.rest, scores)
-    for place, (name, columns, values) in enumerate(_touched(prepared, plan.seeds, plan.shown)):
+    _dense(prepared.columns, plan.view.interests, plan.weights[:, :1], plan.rest, scores)
+    for place, (name, columns, values) in enumerate(_touched(prepared, plan.view, plan.seeds)):
         weight = plan.weights[:, plan.weights.shape[1] - SPARSE + place, None]
         value = _sparse(prepared, name, columns, values, columns, sums).mul_(weight)
         # an item touched twice is written twice with the same number
         scores.scatter_(1, columns, value.add_(scores.gather(1, columns)))
-    return scores.scatter_(1, plan.seen, NEVER)
+    if plan.view.repeats:
+        return scores
+    seen = torch.where(plan.view.seen >= 0, plan.view.seen, prepared.size)
+    return scores.scatter_(1, seen, NEVER)
 
 
 def _touched(
-    prepared: Prepared, seeds: Seeds, shown: tuple[Tensor, Tensor]
+    prepared: Prepared, view: UserView, seeds: Seeds
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, columns and summands of the sparse experts in their order."""
-    for name in (*prepared.links, "repeat"):
+    for name in prepared.links:
         yield name, *features.touched(prepared, name, seeds)
-    yield "shown", *shown
+    yield "repeat", *features.touched_again(prepared, view)
+    yield "shown", *features.touched_shown(prepared, view)
 
 
 def _sparse(
@@ -212,8 +252,6 @@ def _sparse(
     found = sums.gather(1, at)
     sums.scatter_(1, columns, 0.0)
     return found.mul_(1 / features.SOFT[name]).log1p_()
-
-
 def _dense(columns: Tensor, interests: Tensor, gain: Tensor, rest: Tensor, out: Tensor) -> None:
     n, k, d = interests.shape
     if k == 1:
@@ -221,15 +259,6 @@ def _dense(columns: Tensor, interests: Tensor, gain: Tensor, rest: Tensor, out: 
         return
     best = (interests.reshape(n * k, d) @ columns[:d]).view(n, k, -1).amax(1)
     torch.addmm(best.mul_(gain), rest, columns[d:], out=out)
-
-
-def _touched_values(prepared: Prepared, view: UserView, rows: Tensor) -> list[Tensor]:
-    sums = torch.zeros(len(rows), prepared.columns.shape[1], device=rows.device)
-    shown = features.touched_shown(prepared, view)
-    return [
-        _sparse(prepared, name, columns, values, rows, sums)[..., None]
-        for name, columns, values in _touched(prepared, features.seeds(view), shown)
-    ]
 
 
 def _groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
@@ -245,7 +274,8 @@ def _groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
 def select(view: UserView, users: slice | Tensor) -> UserView:
     """The view of some of the users."""
     support = Support(**{f.name: getattr(view.support, f.name)[users] for f in fields(Support)})
-    own = {f.name: getattr(view, f.name)[users] for f in fields(UserView) if f.name != "support"}
+    same = ("support", "repeats")
+    own = {f.name: getattr(view, f.name)[users] for f in fields(UserView) if f.name not in same}
     return replace(view, support=support, **own)
 
 

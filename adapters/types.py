@@ -132,9 +132,10 @@ class UserView:
     interests: Tensor  # [n, K, d] of adapter.read
     shots: Tensor  # [n] int64 true number of events so far
     support: Support
-    seen: Tensor  # [n, L] int64 rows never to be ranked, -1 = none
+    seen: Tensor  # [n, L] int64 rows the user acted on, newest first, -1 = none
     shown: Tensor  # [n, R] int64 rows shown and not acted on, -1 = none; repeats add up
     delta: Tensor  # [n, E] float32 the user's own expert weights
+    repeats: bool = False  # whether seen items are ranked again; `seen` then names each event
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 Scores are made by the functions that the worker calls. What an event is worth is found by leaving
 it out: the model's start steps through the support set without it, and the item is scored again.
 
-Letters in shape comments: m items, s events of the support set, E experts.
+Letters in shape comments: m items, s events of the support set, E parts of a score
+(the experts, and the features of the second look where the model takes one).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adapters import adapter, experts, ranking
+from adapters import adapter, ranking
 from adapters.types import UserView
 from stream import user_state
 from stream.config import Settings
@@ -30,6 +31,7 @@ Floats = NDArray[np.float32]
 
 WORDS = {
     "encoder": "nearer to the taste learned step by step",
+    "near": "like something that was clicked",
     "text": "reads like what was clicked",
     "popularity": "popular lately",
     "age": "recent",
@@ -38,7 +40,7 @@ WORDS = {
     "repeat": "clicked before",
     "shown": "shown and passed over",
 }
-"""Experts in words; popularity stands for all of its half-lives."""
+"""Parts of a score in words; a name stands for all that begin with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +89,9 @@ class Explainer:
         self._recommender = Recommender(settings, serving, lambda: 0.0)
         self._layout = Layout.of(serving.meta.config)
         self._model = user_state.hash_id(serving.version)
-        self._names = experts.names(serving.meta.config)
+        self._names = ranking.names(serving.meta)
         self._actions = serving.meta.config.actions
-        groups = [name.partition("_")[0] if "popul" in name else name for name in self._names]
-        self._words = [WORDS[group] for group in groups]
+        self._words = [WORDS[_group(name)] for name in self._names]
 
     # -- what the worker computes -------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class Explainer:
 
     def _why_not(self, view: UserView, row: int) -> str:
         """Why an item of the catalogue is not ranked."""
-        if bool((view.seen == row).any()):
+        if not view.repeats and bool((view.seen == row).any()):
             return "the user has acted on it, and ranking.exclude_seen is on"
         if not bool(self.serving.table.catalogue().alive[row]):
             return "it was deleted, or the model knows it and the topic of items does not"
@@ -244,6 +245,11 @@ class Explainer:
 
 _BASELINE = 20
 """Items of the list for new users that effects are measured against."""
+
+
+def _group(name: str) -> str:
+    """The longest of the WORDS that a part's name begins with."""
+    return max((word for word in WORDS if name.startswith(word)), key=len)
 
 
 def _over(change: Floats, count: int) -> Floats:

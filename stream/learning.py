@@ -182,7 +182,8 @@ class Learner:
         rows = self._serving.rows(block)
         self._observe(users, part, block, rows, before)
         state = self._step(users, before, block, rows)
-        after = user_state.fold_events(before, block)
+        repeats = not self._settings.ranking.exclude_seen
+        after = user_state.fold_events(before, block, repeats=repeats)
         now = np.where(block.mask, block.times, 0).max(1)
         window = self._settings.state.feedback_window_s
         after = user_state.resolve_impressions(after, now, window, block.items, block.mask)

@@ -87,14 +87,19 @@ class Recommender:
                 _at_least_one(serving.table.rows_of_low(user_state.shown_hashes(records)))
             ),
             delta=self._tensor(records["delta"].copy()),
+            repeats=not self._settings.exclude_seen,
         )
         return view if control is None or not control.any() else self._unadapted(view, control)
 
     def _seen(self, records: Records, support_rows: Ints) -> Ints:
-        """Rows [n, L] of items the users acted on in any way, liked or not, -1 = none."""
-        if not self._settings.exclude_seen:
-            return np.full((len(records), 1), -1)
+        """Rows [n, L] of items the users acted on, newest first, -1 = none.
+
+        In any way, liked or not, where they are not ranked again; else those that were liked.
+        """
         older = self._serving.table.rows_of_low(user_state.older_seen(records))
+        if not self._settings.exclude_seen:
+            values = records["support"]["value"][:, : support_rows.shape[1]]
+            support_rows = np.where(values > 0, support_rows, -1)
         return np.concatenate([support_rows, older], axis=1)
 
     def control(self, names: Sequence[str]) -> NDArray[np.bool_]:
@@ -117,9 +122,10 @@ class Recommender:
                 values=view.support.values,
                 times=view.support.times,
             ),
-            seen=view.seen,
+            seen=torch.where(mask[:, None], -1, view.seen) if view.repeats else view.seen,
             shown=torch.where(mask[:, None], -1, view.shown),
             delta=torch.where(mask[:, None], 0.0, view.delta),
+            repeats=view.repeats,
         )
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:

@@ -138,10 +138,11 @@ def excess_mask(records: Records, times: Ints, mask: Bools, most: int) -> Bools:
     return out
 
 
-def fold_events(records: Records, events: Events) -> Records:
+def fold_events(records: Records, events: Events, *, repeats: bool = False) -> Records:
     """Put events in the support set, newest first, and count them as shots.
 
-    What falls out of the support set goes to the ring of seen items.
+    What falls out of the support set goes to the ring of seen items: each item once, or with
+    `repeats` each event that was liked, so that it can be told what a user takes again.
     Duplicates must be masked (see `duplicate_mask`).
     """
     new = copied(records)
@@ -149,7 +150,7 @@ def fold_events(records: Records, events: Events) -> Records:
     line = np.concatenate([_entries(events), _raw(records["support"])], axis=1)  # newest first
     source, evicted = _push(events.mask[:, ::-1], count, records["support"].shape[1])
     _raw(new["support"])[:] = _taken(line, source)
-    _remember(new, line.view(EVENT), evicted)
+    _remember(new, line.view(EVENT), evicted, repeats)
     _count(new, events, count)
     return new
 
@@ -185,9 +186,15 @@ def support_events(records: Records) -> Events:
 
 
 def older_seen(records: Records) -> Halves:
-    """Low halves [n, L] of the seen items that left the support set, 0 = none; L as needed."""
-    held = int(records["remembered"].max(initial=0))
-    return np.array(records["seen"][:, : min(held, records["seen"].shape[1])])
+    """Low halves [n, L] of the seen items that left the support set, 0 = none; L as needed.
+
+    The one that left last comes first.
+    """
+    size = records["seen"].shape[1]
+    put = records["remembered"].astype(np.int64)[:, None]
+    back = put - 1 - np.arange(min(int(put.max(initial=0)), size))
+    found = np.take_along_axis(records["seen"], back % size, 1)
+    return np.where(back >= 0, found, np.uint32(0))
 
 
 def seen_hashes(records: Records) -> Halves:
@@ -238,22 +245,29 @@ def _push(mask: Bools, count: Ints, places: int) -> tuple[Ints, Bools]:
     return source, evicted
 
 
-def _remember(new: Records, line: NDArray[np.void], evicted: Bools) -> None:
+def _remember(new: Records, line: NDArray[np.void], evicted: Bools, repeats: bool) -> None:
     """Put items that left the support set in the ring of seen ones."""
-    good = np.flatnonzero(evicted & (line["item"] != 0))[::-1]
+    wanted = evicted & (line["item"] != 0)
+    good = np.flatnonzero(wanted & (line["value"] > 0) if repeats else wanted)[::-1]
     if not len(good):
         return
     user, item = good // line.shape[1], line["item"].reshape(-1)[good]
     low = low_half(item)
+    if not repeats:
+        user, low = _unknown(new, user, item, low)
+    place = new["remembered"][user].astype(np.int64) + _rank(user)
+    new["seen"][user, place % new["seen"].shape[1]] = low
+    new["remembered"] += np.bincount(user, minlength=len(new)).astype(np.uint64)
+
+
+def _unknown(new: Records, user: Ints, item: Hashes, low: Halves) -> tuple[Ints, Halves]:
+    """Those of the items that are neither in the support set nor in the ring, each once."""
     support = new["support"][user]
     known = (new["seen"][user] == low[:, None]).any(1)
     known |= (support["item"] == item[:, None]).any(1)
     pairs = (user.astype(np.uint64) << np.uint64(32) | low)[~known]
     _, first = np.unique(pairs, return_index=True)
-    user, low = user[~known][np.sort(first)], low[~known][np.sort(first)]
-    place = new["remembered"][user].astype(np.int64) + _rank(user)
-    new["seen"][user, place % new["seen"].shape[1]] = low
-    new["remembered"] += np.bincount(user, minlength=len(new)).astype(np.uint64)
+    return user[~known][np.sort(first)], low[~known][np.sort(first)]
 
 
 def _rank(groups: Ints) -> Ints:

@@ -1,0 +1,131 @@
+"""A second look at the best candidates: features too dear for every item of the catalogue.
+
+The experts' mix chooses the candidates, as cheaply as one matmul can. Here they are scored again,
+with the experts and with what tells apart items that the mix finds alike: how near an item is to
+the latest event and to the nearest of the latest events, who goes on from the latest item, how
+often and how lately the user took it. Scores stay a sum of weight times number, so that a list can
+be explained; weights depend on the user's circumstances. Two stages with weights of their own are
+how large recommenders rank (Covington, Adams, Sargin, "Deep Neural Networks for YouTube
+Recommendations", 2016).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters import experts
+from adapters.features import AGAIN, Prepared, Seeds
+from adapters.types import Meta, ModelConfig, UserView
+
+CANDIDATES = 64
+"""Items of the mix that are looked at again, or twice the length of the list where that is more."""
+
+NAMES = (
+    "near_last",
+    "near_best",
+    "near_mean",
+    "text_best",
+    "covisit_prior_last",
+    "covisit_stream_last",
+    "repeat_lately",
+    "repeat_count",
+    "repeat_last",
+)
+"""The features beside the experts: cosines of item vectors and texts, links of the latest item,
+and where items may come again, how often and how lately the user took them."""
+
+LATELY = 12.0
+"""Events after which one that is repeated counts half in `repeat_lately` and `repeat_last`."""
+
+SETTLED = 16.0
+"""Events after which weights may change in another way with every further one."""
+
+CIRCUMSTANCES = 6
+"""Numbers that weights depend on; see `circumstances`."""
+
+_WEIGHT = "rerank_weight"
+
+
+def names(config: ModelConfig) -> tuple[str, ...]:
+    """What a score is a sum of: the experts, then the features of this module; F names."""
+    return (*experts.names(config), *NAMES)
+
+
+def fitted(meta: Meta) -> bool:
+    """Whether this model looks again: one without these weights ranks by the experts' mix."""
+    return _WEIGHT in meta.tensors
+
+
+def with_weights(weight: Tensor) -> dict[str, Tensor]:
+    """The tensors of a model with these weights [F, CIRCUMSTANCES]."""
+    return {_WEIGHT: weight.contiguous()}
+
+
+def weights(meta: Meta, view: UserView, trend: Tensor) -> Tensor:
+    """Weights [n, F] of users in their circumstances, the user's delta on the experts included."""
+    delta = functional.pad(view.delta, (0, len(NAMES)))
+    warm = (view.shots > 0)[:, None]
+    mixed: Tensor = circumstances(view, trend) @ meta[_WEIGHT].T
+    return mixed + torch.where(warm, delta, 0.0)
+
+
+def circumstances(view: UserView, trend: Tensor) -> Tensor:
+    """Those of the experts, whether nothing is known, and log shots beyond SETTLED: [n, 6]."""
+    plain = experts.circumstances(view, trend)
+    grown = torch.log((1 + view.shots.float()) / (1 + SETTLED)).clamp(min=0)
+    return torch.cat([plain, (view.shots == 0).float()[:, None], grown[:, None]], 1)
+
+
+def features(prepared: Prepared, view: UserView, latest: Seeds, rows: Tensor) -> Tensor:
+    """The features of candidates `rows` [n, C]: [n, C, len(NAMES)]."""
+    near = _cosines(prepared.unit, rows, latest)  # [n, C, s]
+    texts = _cosines(prepared.text, rows, latest)
+    liked = (latest.strength > 0)[:, None]
+    weight = latest.signed / latest.signed.abs().sum(1, keepdim=True).clamp(min=1e-6)
+    columns = [
+        near[..., 0] * latest.signed[:, :1].sign(),
+        near.masked_fill(~liked, -1.0).amax(2).clamp(min=0),
+        torch.bmm(near, weight[..., None])[..., 0],
+        texts.masked_fill(~liked, -1.0).amax(2).clamp(min=0),
+        *(_linked(links, latest, rows) for links in prepared.links.values()),
+        *_repeats(view, rows),
+    ]
+    return torch.stack(columns, -1)
+
+
+def _cosines(unit: Tensor, rows: Tensor, latest: Seeds) -> Tensor:
+    """Products [n, C, s] of unit vectors [N, d] of candidates and of the latest events."""
+    (n, c), s, d = rows.shape, latest.rows.shape[1], unit.shape[1]
+    one = unit.index_select(0, rows.reshape(-1)).view(n, c, d)
+    other = unit.index_select(0, latest.rows.reshape(-1)).view(n, s, d)
+    return torch.bmm(one, other.transpose(1, 2))
+
+
+def _linked(links: tuple[Tensor, Tensor], latest: Seeds, rows: Tensor) -> Tensor:
+    """Weight [n, C] of the link from the latest event's item to a candidate, 0 where none is."""
+    newest = latest.rows[:, 0]
+    items, linked = links[0].index_select(0, newest), links[1].index_select(0, newest)
+    linked = torch.where(latest.strength[:, :1] > 0, linked, 0.0)
+    order = rows.argsort(1)  # candidates in order, so that each neighbour finds its own
+    sorted_rows = rows.gather(1, order)
+    at = torch.searchsorted(sorted_rows, items).clamp(max=rows.shape[1] - 1)
+    hit = sorted_rows.gather(1, at) == items
+    found = torch.zeros(rows.shape, device=rows.device)
+    return found.scatter_add_(1, order.gather(1, at), torch.where(hit, linked, 0.0))
+
+
+def _repeats(view: UserView, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How often lately, how often, and how lately the user took each candidate: [n, C] each."""
+    if not view.repeats:
+        none = torch.zeros(rows.shape, device=rows.device)
+        return none, none, none
+    seen = view.seen[:, :AGAIN]
+    fading = torch.exp2(-torch.arange(seen.shape[1], device=rows.device) / LATELY)
+    same = rows[:, :, None] == seen[:, None, :]  # [n, C, L]
+    return (
+        (same * fading).sum(2),
+        same.sum(2).float().log1p(),
+        (same * fading).amax(2),
+    )
