@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import adamw, adapter, episodes, offsets, towers
+from adapters import adamw, adapter, arrivals, episodes, offsets, towers
 from adapters.episodes import Draw, Episodes, Histories, Log
 from adapters.offsets import Offsets
 from adapters.towers import ItemFeatures
@@ -80,6 +80,8 @@ class _Softmax(NamedTuple):
     size: int
     rows: int
     offsets: Offsets | None
+    there: Tensor  # rows of the catalogue as it is when the log ends
+    since: Tensor | None  # [N] unix seconds when items appeared; None = all before the log
 
 
 def train(
@@ -118,14 +120,18 @@ def train(
 def start(
     log: Log, features: ItemFeatures, config: ModelConfig, generator: torch.Generator
 ) -> Meta:
-    """The model before its first step: SVD for known ids, PCA for text, the rest at random."""
+    """The model before its first step: SVD for known ids, PCA for text, the rest at random.
+
+    Items that appear after the log ends do not count.
+    """
     ids = towers.svd_start(log.users, log.items, features.id_rows, config.dim, generator)
+    there, _ = arrivals.there(log, features.created, len(features))
     return Meta(
         config,
         {
             **adapter.new_tensors(config, generator),
             **towers.new_tensors(config, features, generator, ids),
-            **towers.fit_text_reduction(features.text, config.text_dim),
+            **towers.fit_text_reduction(features.text[there], config.text_dim),
             POPULARITY: torch.full((len(config.half_lives),), 1 / max(len(config.half_lives), 1)),
         },
     )
@@ -248,6 +254,8 @@ def _nll(
     if softmax.chances is not None:
         scores = scores - (softmax.size * softmax.chances[negatives]).log().to(device)
     hidden = _seen(batch, negatives, softmax.rows) | (negatives == target[:, None])
+    if softmax.since is not None:
+        hidden |= softmax.since[negatives] > batch.times[wanted][:, None]
     scores = scores.masked_fill(hidden.to(device), -math.inf)
     right = torch.einsum("mkd,md->mk", interests, vectors[local[target].to(device)]).amax(1)
     if softmax.offsets is not None:
@@ -283,17 +291,22 @@ def _softmax(
     log: Log, histories: Histories, features: ItemFeatures, meta: Meta, recipe: Recipe
 ) -> _Softmax:
     rows = len(features)
-    moments = offsets.build(log, rows, meta.config.half_lives) if recipe.popularity else None
-    if rows <= recipe.full_softmax:
-        return _Softmax(None, rows, rows, moments)
+    there, since = arrivals.there(log, features.created, rows)
+    moments = None
+    if recipe.popularity:
+        moments = offsets.build(log, rows, meta.config.half_lives, len(there))
+    if len(there) <= recipe.full_softmax:
+        return _Softmax(None, len(there), rows, moments, there, since)
     counts = np.bincount(histories.items[histories.items >= 0], minlength=rows).astype(float)
-    chances = recipe.popular_share * counts / counts.sum() + (1 - recipe.popular_share) / rows
-    return _Softmax(torch.from_numpy(chances).float(), recipe.negatives, rows, moments)
+    chances = recipe.popular_share * counts / counts.sum()
+    chances[there.numpy()] += (1 - recipe.popular_share) / len(there)
+    drawn = torch.from_numpy(chances).float()
+    return _Softmax(drawn, recipe.negatives, rows, moments, there, since)
 
 
 def _draw_negatives(softmax: _Softmax, generator: torch.Generator) -> Tensor:
     if softmax.chances is None:
-        return torch.arange(softmax.rows)
+        return softmax.there
     return torch.multinomial(softmax.chances, softmax.size, replacement=True, generator=generator)
 
 
