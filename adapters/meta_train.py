@@ -41,6 +41,7 @@ class Recipe:
     clip: float = 1.0  # largest norm of the gradient
     averaging: float = 0.0  # decay of the running mean of the weights that is returned; 0 = off
     few_weight: float = 0.5  # of the support part's loss
+    balance: float = 0.1  # weight of the pull to even use of several interests
     id_dropout: float = 0.2
     vector_dropout: float = 0.5  # of the items that events bring in
     negatives: int = 2_000  # sampled items a batch, shared by its predictions
@@ -224,7 +225,11 @@ def losses(
     chosen = interests[owner.to(device), batch.places[wanted].to(device)]  # [m, K, d]
     nll = _nll(meta, chosen, vectors, batch, negatives, local, softmax)
     query = batch.query[owner, place].to(device)
-    return _mean(nll, ~query), _mean(nll, query)
+    meta_loss = _mean(nll, query)
+    if chosen.shape[1] > 1:
+        target = vectors[local[batch.targets[wanted]].to(device)]
+        meta_loss = meta_loss + recipe.balance * _uneven(chosen @ target[..., None])
+    return _mean(nll, ~query), meta_loss
 
 
 def _interests(meta: Meta, block: Block, vectors: Tensor) -> Tensor:
@@ -273,6 +278,18 @@ def _best(interests: Tensor, vectors: Tensor) -> Tensor:
     if interests.shape[1] == 1:
         return interests[:, 0] @ vectors.T
     return torch.einsum("mkd,cd->mkc", interests, vectors).amax(1)
+
+
+def _uneven(scores: Tensor) -> Tensor:
+    """How unevenly interests win targets, by their scores [m, K, 1]: 1 where all win alike, to K.
+
+    Only the winner of a target learns from it, so that one that never wins would never learn. This
+    is the load balancing of mixtures of experts (Fedus, Zoph, Shazeer, "Switch Transformers",
+    2022): the share won, times the mean of a soft assignment.
+    """
+    size = scores.shape[1]
+    won = scores.argmax(1)[:, 0].bincount(minlength=size) / max(len(scores), 1)
+    return size * (won * scores.softmax(1).mean((0, 2))).sum()
 
 
 def _seen(batch: Episodes, negatives: Tensor, rows: int) -> Tensor:
