@@ -106,7 +106,7 @@ def train(
     started = time.monotonic()
     recipe = recipe or Recipe()
     users = np.asarray(held_out, dtype=np.int64)
-    kept, _ = episodes.split_users(log, users)
+    kept = episodes.shuffle_ties(episodes.split_users(log, users)[0], seed)
     generator = torch.Generator().manual_seed(seed)
     known = towers.known_items(kept.items, len(features), recipe.least_events)
     features = replace(features, id_rows=known)
