@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import episodes, meta_train, offsets, towers
+from adapters import adapter, episodes, meta_train, offsets, towers
 from adapters.episodes import Draw, Log
 from adapters.meta_train import Recipe, Trained
 from adapters.types import Meta, ModelConfig
@@ -192,3 +192,30 @@ def test_offsets_of_a_moment_stay_when_the_future_is_rewritten() -> None:
     assert torch.equal(before.at(asked), after.at(asked))
     assert torch.equal(before.table[:, before.at(asked)], after.table[:, after.at(asked)])
     assert not torch.equal(before.table[:, -1], after.table[:, -1])
+
+
+def test_the_order_within_a_basket_is_not_learned() -> None:
+    """Baskets of random items say nothing of the next item's row, though logs sort them by row.
+
+    Learned, the order would give each end of the catalogue a third of the chances and more.
+    """
+    rng, users, days, size = np.random.default_rng(0), 150, 8, 4
+
+    def baskets(n: int, days: int) -> Log:
+        user, day = (
+            np.repeat(np.arange(n), days * size),
+            np.tile(np.repeat(np.arange(days), size), n),
+        )
+        item = rng.integers(0, ITEMS, len(user))
+        return episodes.make_log(user, item, 0 * user, 0 * user + 1, BEGIN + day * DAY)
+
+    draw = Draw(batch=32, windows=(20, 32), long_share=0, repeat=True)
+    recipe = Recipe(steps=60, learning_rate=1e-2, vector_dropout=0.1, popularity=False, draw=draw)
+    found = meta_train.train(baskets(users, days), features_of(), CONFIG, recipe=recipe)
+    new = episodes.group(baskets(200, 2), repeat=True)
+    block = episodes.window_block(new, new.starts[:-1], np.diff(new.starts))
+    vectors = towers.item_vectors(found.meta, found.features)
+    state = adapter.advance(found.meta, adapter.init(found.meta, 200), block, vectors)
+    chances = (adapter.read(found.meta, state)[:, 0] @ vectors.T).softmax(1).mean(0)
+    for quarter in chances.view(4, -1).sum(1).tolist():
+        assert quarter == pytest.approx(0.25, abs=0.03)
