@@ -66,9 +66,7 @@ def item_knn(crowd: Crowd, view: UserView) -> Tensor:
 def item_knn_recency(crowd: Crowd, view: UserView, half_life: int = 0) -> Tensor:
     """The logarithm of item-kNN plus that of recency popularity."""
     knn = torch.log1p(_knn_sums(crowd, view) / features.SOFT["covisit_prior"])
-    there = torch.ones(crowd.prepared.size, dtype=torch.bool, device=knn.device)
-    recent = features.popularity_features(crowd.popularity, there)[:, half_life]
-    return knn + KNN_RECENCY * recent
+    return knn + KNN_RECENCY * _recent(crowd, half_life)
 
 
 def repeat(crowd: Crowd, view: UserView, half_life: float = 90 * 86_400.0) -> Tensor:
@@ -99,9 +97,9 @@ def with_recency(
     decayed counts relative to the largest: both are at most 1, whatever `of` is.
     """
     scores = of(crowd, view)
-    own = scores / scores.amax(1, keepdim=True).clamp(min=1e-9)
-    there = torch.ones(crowd.prepared.size, dtype=torch.bool, device=scores.device)
-    recent = features.popularity_features(crowd.popularity, there)[:, half_life]
+    largest = scores.masked_fill(~_there(crowd), -torch.inf).amax(1, keepdim=True)
+    own = scores / largest.clamp(min=1e-9)
+    recent = _recent(crowd, half_life)
     return own + weight * recent / recent.amax().clamp(min=1e-9)
 
 
@@ -132,6 +130,17 @@ def popularity_rank(counts: Tensor) -> Tensor:
 
 def _for_all(counts: Tensor, view: UserView) -> Tensor:
     return counts.float().expand(len(view.shots), -1)
+
+
+def _recent(crowd: Crowd, half_life: int) -> Tensor:
+    """Log popularity [N] relative to the average of the items that are there."""
+    return features.popularity_features(crowd.popularity, _there(crowd))[:, half_life]
+
+
+def _there(crowd: Crowd) -> Tensor:
+    """Items [N] bool that can be ranked: what is yet to come says nothing."""
+    there: Tensor = crowd.prepared.columns[-1, : crowd.prepared.size] == 0
+    return there
 
 
 def _knn_sums(crowd: Crowd, view: UserView) -> Tensor:

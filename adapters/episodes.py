@@ -65,6 +65,16 @@ def make_log(users: Any, items: Any, actions: Any, values: Any, times: Any) -> L
     return Log(*(column[order] for column in columns))
 
 
+def shuffle_ties(log: Log, seed: int) -> Log:
+    """The same events, those of a user at one time, such as a basket, in random order.
+
+    In the order of their rows the next item of a basket would always be one further down the
+    catalogue, and a model would learn that.
+    """
+    chance = np.random.default_rng(seed).random(len(log))
+    return log.select(np.lexsort((chance, log.users, log.times)))
+
+
 def split_time(log: Log, time: float) -> tuple[Log, Log]:
     """Events before `time`, and those at it or later: events tied in time stay together."""
     place = int(np.searchsorted(log.times, time, side="left"))

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters import adapter, baselines, experts, ranking
+from adapters import adapter, arrivals, baselines, experts, ranking
 from adapters.baselines import BASELINES, HISTORY, Baseline, Crowd
 from adapters.ease import Ease
-from adapters.episodes import Log
+from adapters.episodes import LeakageError, Log
 from adapters.experts import Prior, Snapshotter
 from adapters.features import NEVER, Prepared, prepare
 from adapters.positions import (
@@ -188,9 +188,15 @@ def walk(
     catalogue: Catalogue,
     prior: Prior | None,
 ) -> Iterator[Step]:
-    """Bucket by bucket over sorted log places `events`, with signals of all events before each."""
+    """Bucket by bucket over sorted log places `events`, with signals of all events before each.
+
+    Raises `LeakageError` for a prior that ends after the bucket of the first of them.
+    """
     log, config, size = seq.log, meta.config, len(catalogue.alive)
     starts = bucket_start(log.times, config.bucket)
+    if prior is not None and len(events) and prior.time > starts[events[0]] + config.bucket:
+        late, first = prior.time, log.times[events[0]]
+        raise LeakageError(f"the prior reaches {late:.0f}, the first list is of {first:.0f}")
     bounds = _bounds(starts[events])
     begin = 0 if prior is None else int(np.searchsorted(log.times, prior.time))
     previous = previous_in_log(seq)
@@ -252,6 +258,8 @@ def _rank_all(
     for step in walk(meta, seq, events, catalogue, prior):
         part = step.inside
         view = views(meta, seq, events[part], options.moment, options.mask_seen, size)
+        asked = torch.from_numpy(log.times[events[part]])
+        view = arrivals.hide_unborn(view, step.prepared, step.shared.now, asked)
         if simple:
             crowd = _crowd(step, seq, events[part], options)
             for variant in simple:

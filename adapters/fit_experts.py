@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import adapter, evaluate, experts, features, ranking
+from adapters import adapter, arrivals, evaluate, experts, features, ranking
 from adapters.episodes import Log
 from adapters.evaluate import Step
 from adapters.experts import Prior
@@ -244,6 +244,8 @@ def _collect(
         at = step.inside
         view = views(meta, seq, events[at], "request", options.mask_seen, size)
         view = replace(view, interests=interests[at])
+        times = torch.from_numpy(log.times[events[at]])
+        view = arrivals.hide_unborn(view, step.prepared, step.shared.now, times)
         owner = torch.from_numpy(log.users[events[at]])
         parts.append(
             _sample(meta, step, view, torch.from_numpy(wanted[at]), owner, options, generator)
@@ -254,10 +256,14 @@ def _collect(
 def _events(
     meta: Meta, seq: Sequences, start: float, users: Ints, options: FitOptions
 ) -> tuple[Ints, Ints]:
-    """Places in the log with something relevant after them, and the relevant items."""
+    """Places in the log with something relevant after them, and the relevant items.
+
+    Events of a user at one time are one request, as in evaluation: lists are not made in between.
+    """
     log = seq.log
     begin = int(np.searchsorted(log.times, start))
     events = np.flatnonzero(np.isin(log.users[begin:], users)) + begin
+    events = events[~seq.tied(events)]
     wanted = relevant(seq, events, "request", options.horizon, options.mask_seen)
     some = (wanted >= 0).any(1)
     return events[some], wanted[some]
@@ -298,8 +304,9 @@ def _sample(
     values = ranking.expert_values(meta, prepared, view, rows)
     clash = (drawn[:, :, None] == wanted[:, None, :]).any(2)
     clash |= (drawn[:, :, None] == view.seen[:, None, :]).any(2)
+    unborn = (wanted[:, :, None] == view.seen[:, None, :]).any(2)
     scale = -torch.log(chance[drawn] * m)
-    good = (wanted >= 0) & (prepared.columns[-1][wanted.clamp(min=0)] == 0)
+    good = (wanted >= 0) & ~unborn & (prepared.columns[-1][wanted.clamp(min=0)] == 0)
     best = ranking.rank_prepared(meta, prepared, view, min(options.pool, prepared.size)).items
     hits = ((best[:, :, None] == wanted[:, None, :]) & (best >= 0)[:, :, None]).any(2)
     return Sample(
@@ -368,7 +375,9 @@ def _zero_shot(
     with torch.no_grad():
         for step in evaluate.walk(any_model, seq, events, catalogue, prior):
             for name, model in models.items():
+                now = step.shared.now
                 view = ranking.empty_view(model, interests)
+                view = arrivals.hide_unborn(view, step.prepared, now, torch.tensor([now]))
                 ranked = ranking.rank_prepared(model, step.prepared, view, 10).items
                 lists[name].append(ranked.expand(step.inside.stop - step.inside.start, -1))
     ndcg = {n: evaluate.figures(torch.cat(x).numpy(), wanted)[:, 0] for n, x in lists.items()}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import adamw, adapter, episodes, offsets, towers
+from adapters import adamw, adapter, arrivals, episodes, offsets, towers
 from adapters.episodes import Draw, Episodes, Histories, Log
 from adapters.offsets import Offsets
 from adapters.towers import ItemFeatures
@@ -41,6 +41,7 @@ class Recipe:
     clip: float = 1.0  # largest norm of the gradient
     averaging: float = 0.0  # decay of the running mean of the weights that is returned; 0 = off
     few_weight: float = 0.5  # of the support part's loss
+    balance: float = 0.1  # weight of the pull to even use of several interests
     id_dropout: float = 0.2
     vector_dropout: float = 0.5  # of the items that events bring in
     negatives: int = 2_000  # sampled items a batch, shared by its predictions
@@ -80,6 +81,8 @@ class _Softmax(NamedTuple):
     size: int
     rows: int
     offsets: Offsets | None
+    there: Tensor  # rows of the catalogue as it is when the log ends
+    since: Tensor | None  # [N] unix seconds when items appeared; None = all before the log
 
 
 def train(
@@ -103,7 +106,7 @@ def train(
     started = time.monotonic()
     recipe = recipe or Recipe()
     users = np.asarray(held_out, dtype=np.int64)
-    kept, _ = episodes.split_users(log, users)
+    kept = episodes.shuffle_ties(episodes.split_users(log, users)[0], seed)
     generator = torch.Generator().manual_seed(seed)
     known = towers.known_items(kept.items, len(features), recipe.least_events)
     features = replace(features, id_rows=known)
@@ -118,14 +121,18 @@ def train(
 def start(
     log: Log, features: ItemFeatures, config: ModelConfig, generator: torch.Generator
 ) -> Meta:
-    """The model before its first step: SVD for known ids, PCA for text, the rest at random."""
+    """The model before its first step: SVD for known ids, PCA for text, the rest at random.
+
+    Items that appear after the log ends do not count.
+    """
     ids = towers.svd_start(log.users, log.items, features.id_rows, config.dim, generator)
+    there, _ = arrivals.there(log, features.created, len(features))
     return Meta(
         config,
         {
             **adapter.new_tensors(config, generator),
             **towers.new_tensors(config, features, generator, ids),
-            **towers.fit_text_reduction(features.text, config.text_dim),
+            **towers.fit_text_reduction(features.text[there], config.text_dim),
             POPULARITY: torch.full((len(config.half_lives),), 1 / max(len(config.half_lives), 1)),
         },
     )
@@ -218,7 +225,11 @@ def losses(
     chosen = interests[owner.to(device), batch.places[wanted].to(device)]  # [m, K, d]
     nll = _nll(meta, chosen, vectors, batch, negatives, local, softmax)
     query = batch.query[owner, place].to(device)
-    return _mean(nll, ~query), _mean(nll, query)
+    meta_loss = _mean(nll, query)
+    if chosen.shape[1] > 1:
+        target = vectors[local[batch.targets[wanted]].to(device)]
+        meta_loss = meta_loss + recipe.balance * _uneven(chosen @ target[..., None])
+    return _mean(nll, ~query), meta_loss
 
 
 def _interests(meta: Meta, block: Block, vectors: Tensor) -> Tensor:
@@ -248,6 +259,8 @@ def _nll(
     if softmax.chances is not None:
         scores = scores - (softmax.size * softmax.chances[negatives]).log().to(device)
     hidden = _seen(batch, negatives, softmax.rows) | (negatives == target[:, None])
+    if softmax.since is not None:
+        hidden |= softmax.since[negatives] > batch.times[wanted][:, None]
     scores = scores.masked_fill(hidden.to(device), -math.inf)
     right = torch.einsum("mkd,md->mk", interests, vectors[local[target].to(device)]).amax(1)
     if softmax.offsets is not None:
@@ -267,6 +280,18 @@ def _best(interests: Tensor, vectors: Tensor) -> Tensor:
     return torch.einsum("mkd,cd->mkc", interests, vectors).amax(1)
 
 
+def _uneven(scores: Tensor) -> Tensor:
+    """How unevenly interests win targets, by their scores [m, K, 1]: 1 where all win alike, to K.
+
+    Only the winner of a target learns from it, so that one that never wins would never learn. This
+    is the load balancing of mixtures of experts (Fedus, Zoph, Shazeer, "Switch Transformers",
+    2022): the share won, times the mean of a soft assignment.
+    """
+    size = scores.shape[1]
+    won = scores.argmax(1)[:, 0].bincount(minlength=size) / max(len(scores), 1)
+    return size * (won * scores.softmax(1).mean((0, 2))).sum()
+
+
 def _seen(batch: Episodes, negatives: Tensor, rows: int) -> Tensor:
     """Whether a negative has been seen at a place with a target: [m, C] bool."""
     owner, slot = (batch.targets >= 0).nonzero(as_tuple=True)
@@ -283,17 +308,22 @@ def _softmax(
     log: Log, histories: Histories, features: ItemFeatures, meta: Meta, recipe: Recipe
 ) -> _Softmax:
     rows = len(features)
-    moments = offsets.build(log, rows, meta.config.half_lives) if recipe.popularity else None
-    if rows <= recipe.full_softmax:
-        return _Softmax(None, rows, rows, moments)
+    there, since = arrivals.there(log, features.created, rows)
+    moments = None
+    if recipe.popularity:
+        moments = offsets.build(log, rows, meta.config.half_lives, len(there))
+    if len(there) <= recipe.full_softmax:
+        return _Softmax(None, len(there), rows, moments, there, since)
     counts = np.bincount(histories.items[histories.items >= 0], minlength=rows).astype(float)
-    chances = recipe.popular_share * counts / counts.sum() + (1 - recipe.popular_share) / rows
-    return _Softmax(torch.from_numpy(chances).float(), recipe.negatives, rows, moments)
+    chances = recipe.popular_share * counts / counts.sum()
+    chances[there.numpy()] += (1 - recipe.popular_share) / len(there)
+    drawn = torch.from_numpy(chances).float()
+    return _Softmax(drawn, recipe.negatives, rows, moments, there, since)
 
 
 def _draw_negatives(softmax: _Softmax, generator: torch.Generator) -> Tensor:
     if softmax.chances is None:
-        return torch.arange(softmax.rows)
+        return softmax.there
     return torch.multinomial(softmax.chances, softmax.size, replacement=True, generator=generator)
 
 

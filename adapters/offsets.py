@@ -35,15 +35,18 @@ class Offsets:
         return torch.from_numpy(np.searchsorted(self.times, times.numpy(), side="left") - 1)
 
 
-def build(log: Log, rows: int, half_lives: tuple[float, ...]) -> Offsets:
-    """Snapshots of the decayed counts of positive events; half-lives in seconds."""
+def build(log: Log, rows: int, half_lives: tuple[float, ...], there: int) -> Offsets:
+    """Snapshots of the decayed counts of positive events; half-lives in seconds.
+
+    Of the rows `there` are items when the log ends; the others are yet to come.
+    """
     cuts = np.linspace(0, len(log), min(SNAPSHOTS, len(log) + 1), dtype=np.int64)
-    table = [_snapshots(log, cuts, rows, half_life) for half_life in half_lives]
+    table = [_snapshots(log, cuts, rows, half_life, there) for half_life in half_lives]
     times = np.concatenate([[-np.inf], log.times[cuts[1:] - 1]])
     return Offsets(torch.from_numpy(np.stack(table)), times)
 
 
-def _snapshots(log: Log, cuts: np.ndarray, rows: int, half_life: float) -> np.ndarray:
+def _snapshots(log: Log, cuts: np.ndarray, rows: int, half_life: float, there: int) -> np.ndarray:
     """log(count / mean count + FLOOR) at every cut: [S, N] float16."""
     table = np.empty((len(cuts), rows), dtype=np.float16)
     counts, now = np.zeros(rows), float(log.times[0]) if len(log) else 0.0
@@ -56,5 +59,5 @@ def _snapshots(log: Log, cuts: np.ndarray, rows: int, half_life: float) -> np.nd
         counts = counts * np.exp2((now - last) / half_life)
         counts += np.bincount(part.items[good], weights=weight, minlength=rows)
         now = last
-        table[place] = np.log(counts / max(counts.mean(), 1e-12) + FLOOR)
+        table[place] = np.log(counts * there / max(counts.sum(), 1e-12) + FLOOR)
     return table

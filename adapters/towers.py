@@ -9,7 +9,7 @@ ids at random so that it can. All of it is a pure function of `Meta` and `ItemFe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,14 +33,14 @@ class ItemFeatures:
     attributes: Tensor  # [N, A] int64 hash buckets, -1 = none
     id_rows: Tensor  # [N] int64 row of the id embedding, -1 = new item
     dense: Tensor | None = None  # [N, V] float32 such as an image embedding; zeros = none
+    created: Tensor | None = None  # [N] float64 unix seconds when the item appeared, nan = unknown
 
     def __len__(self) -> int:
         return len(self.text)
 
     def select(self, rows: Tensor) -> ItemFeatures:
         """The features of some rows [m], in their order."""
-        dense = None if self.dense is None else self.dense[rows]
-        return ItemFeatures(self.text[rows], self.attributes[rows], self.id_rows[rows], dense)
+        return self._each(lambda column: column[rows])
 
     def without_ids(self, dropped: Tensor | None = None) -> ItemFeatures:
         """As if the items marked in `dropped` [N] bool, or all of them, were new."""
@@ -51,9 +51,15 @@ class ItemFeatures:
 
     def to(self, device: torch.device | str) -> ItemFeatures:
         """The same on another device."""
-        dense = None if self.dense is None else self.dense.to(device)
+        return self._each(lambda column: column.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ItemFeatures:
         return ItemFeatures(
-            self.text.to(device), self.attributes.to(device), self.id_rows.to(device), dense
+            change(self.text),
+            change(self.attributes),
+            change(self.id_rows),
+            None if self.dense is None else change(self.dense),
+            None if self.created is None else change(self.created),
         )
 
 

@@ -7,7 +7,7 @@ its own. Vectors are rounded to fp16 at once, so that a fresh one and a stored o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -59,7 +59,8 @@ class ItemRows:
 
     def features(self, id_rows: NDArray[np.int64]) -> ItemFeatures:
         """What the item tower reads, with `id_rows` [m] of the id embedding, -1 = new item."""
-        return features(self.text, self.attributes, self.dense, id_rows)
+        read = features(self.text, self.attributes, self.dense, id_rows)
+        return replace(read, created=torch.from_numpy(self.created))
 
 
 def features(

@@ -167,7 +167,7 @@ def test_a_log_without_positives_is_refused() -> None:
 def test_offsets_know_only_the_past() -> None:
     """The popularity at a moment counts events strictly before it, decayed by its half-life."""
     log = episodes.make_log([0] * 4, [0, 1, 1, 2], [0] * 4, [1] * 4, [0, 100, 200, 300])
-    known = offsets.build(log, 3, (100.0,))
+    known = offsets.build(log, 3, (100.0,), 3)
     moment = known.at(torch.tensor([0.0, 0.5, 200.0, 201.0, 1e9], dtype=torch.float64))
     assert moment.tolist() == [0, 1, 2, 3, 4]
     counts = np.array([0.25, 1.5, 0.0])

@@ -13,6 +13,7 @@ from adapters.types import Meta, UserView
 from tests.model import planted
 
 SIZE = 300
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def world(interests: int = 1) -> tuple[Meta, UserView]:
@@ -184,16 +185,16 @@ def test_diversity_spreads_the_list_and_keeps_the_best_item() -> None:
     assert likeness[0] > likeness[1] > likeness[2]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_ranks_as_the_cpu_does() -> None:
-    """Scores on CUDA equal those on the CPU within rounding."""
+@pytest.mark.parametrize("device", DEVICES)
+def test_devices_rank_as_the_parts_say(device: str) -> None:
+    """On each device there is, scores are the sums of what the experts add on the CPU."""
     meta, view = world()
     items, shared = planted.catalogue(meta.config, SIZE), planted.shared(meta.config, SIZE)
 
     def moved(value: object) -> object:
         names = getattr(value, "__dataclass_fields__", None)
         if isinstance(value, torch.Tensor):
-            return value.cuda()
+            return value.to(device)
         return (
             value
             if names is None
@@ -204,9 +205,13 @@ def test_the_gpu_ranks_as_the_cpu_does() -> None:
         )
 
     there = (moved(view), moved(items), moved(shared))
-    far = ranking.score(meta.to("cuda"), *there).cpu()  # type: ignore[arg-type]
-    near = ranking.score(meta, view, items, shared)
-    torch.testing.assert_close(far, near, rtol=1e-3, atol=1e-3)
+    found = ranking.score(meta.to(device), *there).cpu()  # type: ignore[arg-type]
+    rows = torch.arange(SIZE).expand(len(view.shots), -1)
+    prepared = ranking.prepare(meta.config, items, shared)
+    expected = ranking.contributions(meta, prepared, view, rows).sum(2)
+    ranked = found > -1e29
+    assert bool((ranked.sum(1) > SIZE / 2).all())
+    torch.testing.assert_close(found[ranked], expected[ranked], rtol=1e-3, atol=1e-3)
 
 
 def test_padding_is_never_ranked_whatever_the_signs_of_the_weights() -> None:
