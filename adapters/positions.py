@@ -236,10 +236,13 @@ def rebuilt_at(
 
     Up to `ModelConfig.support` events nothing is lost, and what was found stays.
     """
-    out, width = own.clone(), meta.config.support
+    width = meta.config.support
     ends = seq.ends(events, moment, delay)
     shots = ends - seq.start[seq.place[events]]
     longer = np.flatnonzero(shots > width)
+    if not len(longer):
+        return own
+    out = own.clone()
     for chunk in np.array_split(longer, len(longer) // TOGETHER + 1):
         block = _block(seq, ends[chunk] - width, np.full(len(chunk), width), width)
         state = adapter.rebuilt(meta, block, torch.from_numpy(shots[chunk]), vectors)

@@ -189,26 +189,35 @@ def _figures(means: Array, rng: np.random.Generator) -> Iterator[tuple[list[Figu
     both = np.stack([means, means[:, :1] - means], 2).reshape(n, -1)  # [U, V * 2 * F]
     draws = _resampled(both, rng)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    there = np.isfinite(both)
-    centre = np.where(there, both, 0).sum(0) / np.where(there.any(0), there.sum(0), np.nan)
-    found = [Figure(*map(float, x)) for x in zip(centre, low, high, strict=True)]
+    found = [Figure(*map(float, x)) for x in zip(_centre(both), low, high, strict=True)]
     for i in range(v):
         own = found[i * 2 * f : (i + 1) * 2 * f]
         yield own[:f], own[f:]
 
 
 def _resampled(values: Array, rng: np.random.Generator) -> Array:
-    """Means of DRAWS samples of the users with replacement: [DRAWS, columns]; nan = left out."""
+    """Means of DRAWS samples of the users with replacement: [DRAWS, columns]; nan = left out.
+
+    A sample in which nobody has a figure says nothing of it and counts as the mean of all.
+    """
     n, out = len(values), []
-    there = np.isfinite(values)
-    filled = np.where(there, values, 0).astype(np.float32)
+    there, centre = np.isfinite(values), _centre(values)
+    # float32 is exact enough for what users are off the mean
+    off = np.where(there, values - centre, 0).astype(np.float32)
     whole, kept = bool(there.all()), there.astype(np.float32)
     together = min(DRAWS, max(_AT_ONCE // n, 1))
     for begin in range(0, DRAWS, together):
         counts = _counts(n, min(together, DRAWS - begin), rng)
         size = n if whole else np.maximum(counts @ kept, 1)
-        out.append(counts @ filled / size)
-    return np.where(there.any(0), np.concatenate(out), np.nan)
+        out.append(centre + counts @ off / size)
+    return np.concatenate(out)
+
+
+def _centre(values: Array) -> Array:
+    """Means [columns] of the values that there are; nan where there are none."""
+    there = np.isfinite(values)
+    sums = np.where(there, values, 0).sum(0)
+    return np.asarray(np.where(there.any(0), sums / np.maximum(there.sum(0), 1), np.nan))
 
 
 def _counts(n: int, samples: int, rng: np.random.Generator) -> Array:

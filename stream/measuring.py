@@ -24,6 +24,7 @@ from stream.categories import categories
 from stream.columns import Columns
 from stream.errors import DataError
 from stream.files import OnBad
+from stream.hash_index import item_hashes
 from stream.item_encoder import ItemEncoder
 from stream.murmur2 import partitions_of
 from stream.progress import Advance, Reporter
@@ -96,8 +97,8 @@ def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
     start = _start(bundle, log, request.start)
     _warn(bundle, start, reporter)
     prior, catalogue = _prior_at(bundle, log, start - request.label_delay, table.catalogue())
-    asked = _asked(request, columns)
-    asked = replace(asked, groups=categories(items, table))
+    rows = table.rows_of(item_hashes(item.item for item in items))
+    asked = replace(_asked(request, columns), groups=categories(items, rows, table.size))
     with reporter.phase("predict, then learn") as advance:
         return report(bundle.meta, log, start, catalogue, prior, asked, advance)
 

@@ -11,6 +11,7 @@ from stream.errors import DataError, MissingPart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 KINDS = ("svg", "png", "pdf")
 """Endings of files that can be drawn."""
@@ -22,33 +23,41 @@ _WIDTH = 0.7  # of the place of a cohort, shared by its variants
 
 
 def check(path: Path) -> None:
-    """Raise before hours of work: `DataError` for an ending, `MissingPart` for the library."""
+    """Refuse before hours of work what could not be drawn at their end.
+
+    Raises `DataError` for an ending that is no picture's or a folder that is not there,
+    `MissingPart` without matplotlib.
+    """
     if path.suffix.lstrip(".").lower() not in KINDS:
-        raise DataError(f"{path}: no kind of picture", remedy=f"End it in {', '.join(KINDS)}.")
+        raise DataError(f"{path}: no kind of picture", remedy=f"End it in {' or '.join(KINDS)}.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent}: no such folder", remedy="Make it, or name another.")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise MissingPart("a picture needs matplotlib") from None
+        raise MissingPart("pictures need matplotlib") from None
 
 
-def draw(report: Report, path: Path, title: str) -> None:
-    """nDCG@10 with its 95% interval, by shots, of the model and of every baseline.
-
-    Raises `DataError` where the file cannot be written, and what `check` raises.
-    """
-    check(path)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.subplots()
-    _plot(axes, report)
-    axes.set(title=title, xlabel="events of the user so far (users)", ylabel="nDCG@10")
+def save(report: Report, path: Path, title: str) -> None:
+    """Draw `figure` to a file. Raises `DataError` where it cannot be written."""
     try:
-        figure.savefig(path, dpi=150)
+        figure(report, title).savefig(path, dpi=150)
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror or error}", remedy="Name another file with --picture."
         ) from None
+
+
+def figure(report: Report, title: str) -> Figure:
+    """nDCG@10 with its 95% interval, by shots, of the model and of every baseline."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=_SIZE, layout="constrained")
+    axes = drawn.subplots()
+    _plot(axes, report)
+    axes.set(title=title, xlabel="events of the user so far (users)", ylabel="nDCG@10")
+    drawn.legend(loc="outside lower center", frameon=False, ncols=4)
+    return drawn
 
 
 def _plot(axes: Axes, report: Report) -> None:
@@ -65,14 +74,13 @@ def _plot(axes: Axes, report: Report) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2)
 
 
 def _points(axes: Axes, variant: str, rows: list[Row], shift: float, colour: str) -> None:
     means = [row.ndcg.mean for row in rows]
     ends = [
-        [row.ndcg.mean - row.ndcg.low for row in rows],
-        [row.ndcg.high - row.ndcg.mean for row in rows],
+        [max(row.ndcg.mean - row.ndcg.low, 0) for row in rows],
+        [max(row.ndcg.high - row.ndcg.mean, 0) for row in rows],
     ]
     model = variant == _MODEL[0]
     axes.errorbar(

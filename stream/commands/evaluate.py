@@ -122,7 +122,7 @@ def evaluate(
     with reporter() as shown:
         report = measure(loaded, request, shown)
     if picture is not None:
-        pictures.draw(report, picture, f"model {loaded.manifest.name}: quality by shots")
+        pictures.save(report, picture, f"model {loaded.manifest.name}: quality by shots")
     _show(report, loaded.manifest.version, request, as_json)
 
 
