@@ -240,6 +240,24 @@ def test_evaluation_may_begin_anywhere(trained: Result, home: Path) -> None:
     assert "nothing to measure" in said(result).detail
 
 
+def test_a_log_of_later_events_alone_keeps_what_the_bundle_knows(
+    trained: Result, home: Path
+) -> None:
+    """Co-visitation of training counts from the first list on, of users nobody has met."""
+    later = home / "later.jsonl"
+    events = [json.loads(line) for line in (home / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        event |= {"timestamp": event["timestamp"] + 20 * DAY, "user": f"new-{event['user']}"}
+    later.write_text("\n".join(map(json.dumps, events)))
+    result = invoke(
+        evaluate.app,
+        *("--bundle", home / "model", "--events", later),
+        *("--items", home / "items.jsonl", "--json", "--positions", 200),
+    )
+    rows = {r["variant"]: r for r in json.loads(result.stdout)["rows"] if r["cohort"] == "all"}
+    assert rows["item-kNN"]["ndcg"]["mean"] > 1.5 * rows["popularity"]["ndcg"]["mean"]
+
+
 @pytest.mark.parametrize("picture", ["shots.txt", "nowhere/shots.svg"])
 def test_a_picture_that_cannot_be_drawn_is_refused_at_once(home: Path, picture: str) -> None:
     """A wrong ending or folder is told before anything is read."""
