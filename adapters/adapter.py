@@ -25,6 +25,7 @@ __all__ = [
     "init",
     "new_tensors",
     "read",
+    "rebuilt",
     "refused",
     "step",
     "steps_off",
@@ -112,6 +113,12 @@ def advance(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
     if block.items.shape[1] == 1:
         return step(meta, state, block, vectors)
     return unroll(meta, state, block, vectors)[0]
+
+
+def rebuilt(meta: Meta, block: Block, counts: Tensor, vectors: Tensor) -> State:
+    """Adapters of n users anew from the events of the block; counts [n] of their events go on."""
+    state = advance(meta, init(meta, len(counts)), block, vectors)
+    return {**state, "count": counts.to(state["count"])}
 
 
 def read(meta: Meta, state: State) -> Tensor:

@@ -30,7 +30,7 @@ def there(log: Log, created: Tensor | None, rows: int) -> tuple[Tensor, Tensor |
 
 
 def hide_unborn(view: UserView, prepared: Prepared, now: float, times: Tensor) -> UserView:
-    """The view with items that appear after the requests at `times` [n] among those not ranked.
+    """The view in which items that appear after the requests at `times` [n] are hidden.
 
     What can be ranked is told by the bucket of event time, here the one that begins at `now`: an
     item of its end would be in the lists of its beginning.
@@ -39,5 +39,4 @@ def hide_unborn(view: UserView, prepared: Prepared, now: float, times: Tensor) -
     late = torch.nonzero((created > now) & (prepared.columns[-1, : prepared.size] == 0))[:, 0]
     if not len(late):
         return view
-    hidden = torch.where(created[late] > times[:, None], late, -1)  # [n, items]
-    return replace(view, seen=torch.cat([view.seen, hidden], 1))
+    return replace(view, hidden=torch.where(created[late] > times[:, None], late, -1))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapters import features
 from adapters.ease import Ease
-from adapters.features import NEVER, Prepared
+from adapters.features import Prepared
 from adapters.types import Support, UserView
 
 KNN_RECENCY = 1.0
@@ -117,10 +117,7 @@ def mask(crowd: Crowd, view: UserView, scores: Tensor) -> Tensor:
     prepared = crowd.prepared
     pad = prepared.columns.shape[1] - prepared.size
     scores = torch.nn.functional.pad(scores, (0, pad)) + prepared.columns[-1]
-    if view.repeats:
-        return scores
-    seen = torch.where(view.seen >= 0, view.seen, prepared.size)
-    return scores.scatter_(1, seen, NEVER)
+    return features.masked(scores, prepared, view)
 
 
 def popularity_rank(counts: Tensor) -> Tensor:

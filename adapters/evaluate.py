@@ -7,58 +7,39 @@ user, then over the users of a cohort; intervals are bootstrapped over users, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from adapters import adapter, arrivals, baselines, experts, ranking
-from adapters.baselines import BASELINES, HISTORY, Baseline, Crowd
-from adapters.ease import Ease
-from adapters.episodes import LeakageError, Log
-from adapters.experts import Prior, Snapshotter
-from adapters.features import NEVER, Prepared, prepare
-from adapters.positions import (
-    Moment,
-    Sequences,
-    histories,
-    interests_at,
-    previous_in_log,
-    relevant,
-    views,
-)
-from adapters.report import Report, summarise
-from adapters.signals import Ints, Signals, Times, bucket_start, fold_neighbours, observe
-from adapters.types import Catalogue, Meta, Shared, UserView
+from adapters import list_metrics
+from adapters.episodes import Log
+from adapters.experts import Prior
+from adapters.list_metrics import Popularity
+from adapters.listing import MODELS, REBUILT, STANDARD, Options, Progress, diversified, rank_all
+from adapters.listing import variant_meta as variant_meta
+from adapters.positions import Sequences, histories, new_items, relevant
+from adapters.report import Lists, Report, by_shots, summarise
+from adapters.signals import Bools, Ints, bucket_start
+from adapters.types import Catalogue, Meta
+from adapters.walking import Delays, Step, walk
 
-MODELS = ("adapted", "steps off", "experts only", "encoder only")
-"""Variants of the model itself; `experts only` has no encoder, `encoder only` nothing else."""
+CUTOFFS = (10, 20)
+"""Lengths of the lists that are judged, where the lists are that long."""
 
-STANDARD = (*MODELS, *BASELINES)
-"""All variants, the one that the others are compared with first."""
+TASTE = 64
+"""Latest events of a user whose categories a list should match."""
 
-Progress = Callable[[float], None]
+figures = list_metrics.accuracy
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How positions are scored."""
+AT_REQUESTS = Options()
+"""All usual variants just before each event."""
 
-    k: int = 10
-    horizon: int = 10  # the next positives that are relevant; 1 = the next one only
-    mask_seen: bool = True  # off where people buy the same again
-    moment: Moment = "request"
-    diversity: float = 0.0
-    variants: tuple[str, ...] = STANDARD
-    baselines: Mapping[str, Baseline] = field(default_factory=lambda: BASELINES)
-    ease: Mapping[float, Ease] = field(default_factory=dict)  # by penalty, of earlier events
-    users: Ints | None = None  # whose positions count; None = everybody's
-    most: int | None = None  # positions, drawn evenly where there are more; None = all
-    seed: int = 0  # of that draw
+AS_PUBLISHED = Options(moment="published", variants=("adapted",))
+"""The model's lists just after each event, as a worker publishes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +49,10 @@ class Moments:
     events: Ints  # [m] places in the log
     users: Ints  # [m]
     shots: Ints  # [m] events of the user that the list knew
+    known: Bools  # [m] the user had events before the first position of all
+    new: Bools  # [m] the next item was first met less than a day before
     lists: dict[str, Ints]  # variant -> [m, k] rows, -1 = none
-    relevant: Ints  # [m, horizon] rows, -1 = none
+    relevant: Ints  # [m, r] rows, -1 = none
 
     def figures(self, variant: str, k: int | None = None) -> NDArray[np.float64]:
         """nDCG, hit and reciprocal rank of each position: [m, 3], of the first k places."""
@@ -82,7 +65,7 @@ def progressive(
     start: float,
     catalogue: Catalogue,
     prior: Prior | None,
-    options: Options = Options(),
+    options: Options = AT_REQUESTS,
     progress: Progress | None = None,
 ) -> Report:
     """The report on all positions at `start` (unix seconds) or later.
@@ -91,24 +74,52 @@ def progressive(
     log. Positions whose user has no further positive are left out.
     """
     with torch.inference_mode():
-        moments = positions(meta, log, start, catalogue, prior, options, progress)
-    return summarise(
-        moments.users, moments.shots, {v: moments.figures(v) for v in options.variants}
-    )
+        found = positions(meta, log, start, catalogue, prior, options, progress)
+        return report(found, log, meta.config.bucket, catalogue, options)
 
 
-def hits(
-    meta: Meta,
-    log: Log,
-    start: float,
-    catalogue: Catalogue,
-    prior: Prior | None,
-    options: Options = Options(moment="published", variants=("steps off", "recency popularity")),
-) -> tuple[Moments, dict[str, NDArray[np.float64]]]:
-    """Hit or miss (1 or 0) of each variant at each scored position of `Moments`."""
-    with torch.inference_mode():
-        moments = positions(meta, log, start, catalogue, prior, options, None)
-    return moments, {v: moments.figures(v)[:, 1] for v in options.variants}
+def report(
+    found: Moments, log: Log, bucket: float, catalogue: Catalogue, options: Options
+) -> Report:
+    """All figures of the lists, by cohort."""
+    seq, popularity = Sequences.of(log), Popularity.of(log, len(catalogue.alive))
+    groups = list_metrics.topics(catalogue.text) if options.groups is None else options.groups
+    delay = options.delays.label
+    until = bucket_start(log.times[found.events], bucket) - delay
+    before = np.searchsorted(log.times, until)
+    past = _taken(seq, found.events, options)
+    variants: dict[str, Lists] = {}
+    for name, lists in found.lists.items():
+        shown: dict[str, NDArray[np.float64]] = {}
+        for k in (k for k in CUTOFFS if k <= options.k):
+            columns = found.figures(name, k).T
+            shown |= {f"{n}@{k}": c for n, c in zip(("ndcg", "hit", "mrr"), columns, strict=True)}
+        head = lists[:, : CUTOFFS[0]]
+        shown["novelty"] = list_metrics.novelty(head, popularity, before)
+        shown["diversity"] = list_metrics.variety(head, catalogue.text)
+        shown["miscalibration"] = list_metrics.miscalibration(past, head, groups)
+        variants[name] = Lists(figures=shown, rows=head)
+    last = log.times[found.events].max(initial=-np.inf)
+    there = catalogue.alive & ~(catalogue.created > last)
+    return summarise(found.users, cohorts(found), variants, int(there.sum()))
+
+
+def cohorts(found: Moments) -> list[tuple[str, Bools]]:
+    """Name and positions [m] of every cohort, `all` first."""
+    return [
+        ("all", np.ones(len(found.users), np.bool_)),
+        *by_shots(found.shots),
+        ("new users", ~found.known),
+        ("known users", found.known),
+        ("new items", found.new),
+        ("known items", ~found.new),
+    ]
+
+
+def _taken(seq: Sequences, events: Ints, options: Options) -> Ints:
+    """Rows of what users took before these events, at most as much as a support set holds."""
+    past = histories(seq, events, options.moment, TASTE, options.delays.label)
+    return np.asarray(torch.where(past.values > 0, past.items, -1).numpy())
 
 
 def lists(
@@ -117,11 +128,11 @@ def lists(
     events: Ints,
     catalogue: Catalogue,
     prior: Prior | None,
-    options: Options = Options(moment="published", variants=("adapted",)),
+    options: Options = AS_PUBLISHED,
 ) -> Ints:
     """The lists that follow these events (sorted places in the log): rows [len(events), k]."""
     with torch.inference_mode():
-        found = _rank_all(meta, log, np.asarray(events), catalogue, prior, options, None)
+        found = rank_all(meta, log, np.asarray(events), catalogue, prior, options, None)
     return found[options.variants[0]]
 
 
@@ -149,9 +160,16 @@ def positions(
     some = (wanted >= 0).any(1)
     chosen = _drawn(np.flatnonzero(some), options.most, options.seed)
     events, wanted = events[chosen], wanted[chosen]
-    shots = seq.place[events] - seq.start[seq.place[events]] + (options.moment == "published")
-    found = _rank_all(meta, log, events, catalogue, prior, options, progress)
-    return Moments(events, log.users[events], shots, found, wanted)
+    first = seq.start[seq.place[events]]
+    return Moments(
+        events=events,
+        users=log.users[events],
+        shots=seq.ends(events, options.moment, options.delays.label) - first,
+        known=log.times[seq.order[first]] < start,
+        new=new_items(log, events, wanted[:, 0]),
+        lists=rank_all(meta, log, events, catalogue, prior, options, progress),
+        relevant=wanted,
+    )
 
 
 def _drawn(places: Ints, most: int | None, seed: int) -> Ints:
@@ -160,181 +178,22 @@ def _drawn(places: Ints, most: int | None, seed: int) -> Ints:
     return np.sort(np.random.default_rng(seed).choice(places, most, replace=False))
 
 
-def figures(rows: Ints, wanted: Ints) -> NDArray[np.float64]:
-    """nDCG, hit and reciprocal rank of lists [m, k] against relevant rows [m, r], -1 = none."""
-    hit = ((rows[:, :, None] == wanted[:, None, :]) & (rows >= 0)[:, :, None]).any(2)  # [m, k]
-    discount = 1 / np.log2(np.arange(rows.shape[1]) + 2.0)
-    ideal = np.concatenate([[0.0], np.cumsum(discount)])
-    most = np.minimum((wanted >= 0).sum(1), rows.shape[1])
-    gain = (hit * discount).sum(1) / np.maximum(ideal[most], 1e-12)
-    reciprocal = (hit / np.arange(1, rows.shape[1] + 1)).max(1, initial=0.0)
-    return np.stack([gain, hit.any(1).astype(float), reciprocal], 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A bucket of event time: what is shared as it begins, and the positions inside."""
-
-    prepared: Prepared
-    shared: Shared
-    totals: Tensor  # [N]
-    inside: slice  # of the events asked for
-
-
-def walk(
-    meta: Meta,
-    seq: Sequences,
-    events: Ints,
-    catalogue: Catalogue,
-    prior: Prior | None,
-) -> Iterator[Step]:
-    """Bucket by bucket over sorted log places `events`, with signals of all events before each.
-
-    Raises `LeakageError` for a prior that ends after the bucket of the first of them.
-    """
-    log, config, size = seq.log, meta.config, len(catalogue.alive)
-    starts = bucket_start(log.times, config.bucket)
-    if prior is not None and len(events) and prior.time > starts[events[0]] + config.bucket:
-        late, first = prior.time, log.times[events[0]]
-        raise LeakageError(f"the prior reaches {late:.0f}, the first list is of {first:.0f}")
-    bounds = _bounds(starts[events])
-    begin = 0 if prior is None else int(np.searchsorted(log.times, prior.time))
-    previous = previous_in_log(seq)
-    signals, snapshotter = Signals(config, size), Snapshotter(config)
-    good = (log.values > 0) & (log.items >= 0)
-    totals = np.zeros(size)
-    counted, prepared = 0, None
-    for lo, hi in pairwise(bounds):
-        now = float(starts[events[lo]])
-        until = int(np.searchsorted(log.times, now))
-        part = slice(begin, max(until, begin))
-        signals.apply(
-            observe(signals, log.items[part], log.values[part], log.times[part], previous[part])
-        )
-        signals.apply_neighbours(fold_neighbours(signals, now))
-        fresh = np.flatnonzero(good[counted:until]) + counted
-        totals += np.bincount(log.items[fresh], log.values[fresh], size)
-        begin, counted = part.stop, until
-        shared = snapshotter.snapshot([signals], prior, now)
-        prepared = prepare(config, catalogue, shared, prepared)
-        yield Step(prepared, shared, torch.from_numpy(totals.copy()), slice(int(lo), int(hi)))
-
-
-def _bounds(starts: Times) -> Ints:
-    """Where runs of equal values begin, and the end."""
-    changes = np.flatnonzero(np.diff(starts) > 0) + 1
-    return np.r_[0, changes, len(starts)] if len(starts) else np.zeros(1, np.int64)
-
-
-def variant_meta(meta: Meta, variant: str) -> Meta:
-    """The model with only the experts that a variant keeps."""
-    encoder = torch.zeros(len(experts.names(meta.config)), device=meta["expert_weight"].device)
-    encoder[0] = 1.0
-    keep = {"experts only": 1 - encoder, "encoder only": encoder}.get(variant)
-    if keep is None:
-        return meta
-    changed = {
-        "expert_weight": meta["expert_weight"] * keep[:, None],
-        "expert_weight_zero": meta["expert_weight_zero"] * keep,
-    }
-    return replace(meta, tensors={**meta.tensors, **changed})
-
-
-def _rank_all(
-    meta: Meta,
-    log: Log,
-    events: Ints,
-    catalogue: Catalogue,
-    prior: Prior | None,
-    options: Options,
-    progress: Progress | None,
-) -> dict[str, Ints]:
-    seq = Sequences.of(log)
-    interests = _interests(meta, seq, events, catalogue, options)
-    metas = {v: variant_meta(meta, v) for v in options.variants if v in MODELS}
-    out = {v: np.full((len(events), options.k), -1, np.int64) for v in options.variants}
-    size = len(experts.names(meta.config))
-    simple = [v for v in options.variants if v not in metas]
-    for step in walk(meta, seq, events, catalogue, prior):
-        part = step.inside
-        view = views(meta, seq, events[part], options.moment, options.mask_seen, size)
-        asked = torch.from_numpy(log.times[events[part]])
-        view = arrivals.hide_unborn(view, step.prepared, step.shared.now, asked)
-        if simple:
-            crowd = _crowd(step, seq, events[part], options)
-            for variant in simple:
-                scores = options.baselines[variant](crowd, view)
-                out[variant][part] = _best(crowd, view, scores, options.k).numpy()
-        for same in _alike(metas):
-            own = _side_by_side(view, [interests[variant][part] for variant in same])
-            ranked = ranking.rank_prepared(
-                metas[same[0]], step.prepared, own, options.k, options.diversity
-            ).items.numpy()
-            for place, variant in enumerate(same):
-                out[variant][part] = ranked[place * len(view.shots) :][: len(view.shots)]
-        if progress is not None:
-            progress(part.stop / len(events))
-    return out
-
-
-def _alike(metas: dict[str, Meta]) -> list[list[str]]:
-    """Variants that rank with the very same model, together."""
-    groups: dict[int, list[str]] = {}
-    for variant, model in metas.items():
-        groups.setdefault(id(model), []).append(variant)
-    return list(groups.values())
-
-
-def _side_by_side(view: UserView, interests: list[Tensor]) -> UserView:
-    """The same n users once for each of the interests [n, K, d]."""
-    users = torch.arange(len(view.shots)).repeat(len(interests))
-    own = replace(view, interests=interests[0])
-    return replace(ranking.select(own, users), interests=torch.cat(interests))
-
-
-def _interests(
-    meta: Meta, seq: Sequences, events: Ints, catalogue: Catalogue, options: Options
-) -> dict[str, Tensor]:
-    wanted = [v for v in MODELS if v in options.variants]
-    out: dict[str, Tensor] = {}
-    if any(v != "steps off" for v in wanted):
-        own = interests_at(meta, seq, events, options.moment, catalogue.vectors)
-        out = dict.fromkeys(wanted, own)
-    if "steps off" in wanted:
-        still = adapter.steps_off(meta)
-        out["steps off"] = interests_at(still, seq, events, options.moment, catalogue.vectors)
-    return out
-
-
-def _crowd(step: Step, seq: Sequences, events: Ints, options: Options) -> Crowd:
-    return Crowd(
-        prepared=step.prepared,
-        popularity=step.shared.popularity[: step.prepared.size],
-        totals=step.totals,
-        now=step.shared.now,
-        history=histories(seq, events, options.moment, HISTORY),
-        ease=options.ease,
-    )
-
-
-def _best(crowd: Crowd, view: UserView, scores: Tensor, k: int) -> Tensor:
-    top, rows = ranking.top_k(baselines.mask(crowd, view, scores), min(k, crowd.prepared.size))
-    return torch.nn.functional.pad(
-        torch.where(top > NEVER / 2, rows, -1), (0, k - rows.shape[1]), value=-1
-    )
-
-
 __all__: Sequence[str] = [
     "MODELS",
+    "REBUILT",
     "STANDARD",
+    "Delays",
     "Moments",
     "Options",
+    "Progress",
     "Report",
+    "Step",
+    "diversified",
     "figures",
-    "hits",
     "lists",
     "positions",
     "progressive",
+    "report",
     "variant_meta",
     "walk",
 ]

@@ -250,6 +250,16 @@ def touched_shown(prepared: Prepared, view: UserView) -> tuple[Tensor, Tensor]:
     return shown, torch.ones_like(shown, dtype=torch.float32)
 
 
+def masked(scores: Tensor, prepared: Prepared, view: UserView) -> Tensor:
+    """Scores [n, Np] with what a user must not get at `NEVER`, in place: hidden and seen items."""
+    never = [
+        rows for rows in (view.hidden, None if view.repeats else view.seen) if rows is not None
+    ]
+    for rows in never:
+        scores.scatter_(1, torch.where(rows >= 0, rows, prepared.size), NEVER)
+    return scores
+
+
 def trend(config: ModelConfig, prepared: Prepared, latest: Seeds) -> Tensor:
     """How popular users' latest events are now, relative to the most popular item: [n], 0 to 1.
 

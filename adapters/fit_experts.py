@@ -1,4 +1,4 @@
-"""Weights of the experts, fitted for ranking on held-out users, later in time than the encoder.
+"""Weights of the experts, fitted for ranking on events later in time than the encoder's.
 
 Two losses are added. In the first each relevant item competes with the best items of a fixed mix;
 a relevant item that is not among them says nothing (put there by force it would reverse the
@@ -9,7 +9,6 @@ of the head in their place. The likelihood alone ranked worse than plain recency
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,30 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import adapter, arrivals, evaluate, experts, features, ranking
+from adapters import evaluate, experts, features, fit_rerank, ranking, rerank
 from adapters.episodes import Log
-from adapters.evaluate import Step
 from adapters.experts import Prior
-from adapters.positions import Sequences, interests_at, relevant, views
-from adapters.signals import Ints, bucket_start
+from adapters.fit_history import DEFAULTS, FitOptions, History, per_user
+from adapters.minimise import minimise
+from adapters.signals import Ints
 from adapters.types import Catalogue, Meta, UserView
+from adapters.walking import Step
 
-
-@dataclass(frozen=True, slots=True)
-class FitOptions:
-    """How weights are fitted."""
-
-    buckets: int = 160  # of event time, from which all positions are taken
-    negatives: int = 128  # sampled items a position
-    pool: int = 100  # best items of the default mix that compete in the first loss
-    full: float = 0.1  # weight of the second loss
-    uniform: float = 0.5  # share of the sampling distribution that ignores popularity
-    pull: float = 1e-3  # L2 towards the default weights, per unit of a feature's variance
-    validation: float = 0.25  # share of users that decide on the zero-shot weights
-    validation_buckets: int = 80
-    horizon: int = 10
-    mask_seen: bool = True
-    steps: int = 60  # of the optimiser
+__all__ = ["FitOptions", "Fitted", "Sample", "fit", "pool_loss", "sampled_loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +60,34 @@ def fit(
     start: float,
     catalogue: Catalogue,
     prior: Prior | None,
-    users: Ints,
-    options: FitOptions = FitOptions(),
+    users: Ints | None = None,
+    options: FitOptions = DEFAULTS,
     seed: int = 0,
 ) -> Fitted:
-    """Fit the weights on positions of `users` at `start` (unix seconds) or later.
+    """Fit the weights on positions of `users` (None = all) at `start` (unix seconds) or later.
 
-    `users` must not have trained the encoder, `start` must lie after its training events and
-    `prior` must end by `start`: the caller splits. All users' events in `log` make the signals.
-    Without positions the default weights are returned.
+    `start` must lie after the events that trained the encoder and `prior` must end by `start`: the
+    caller splits. All users' events in `log` make the signals. The mix is fitted first, then the
+    second look at the candidates that it chooses. Without positions the default weights are
+    returned, and no second look.
     """
-    meta = replace(meta, tensors={**meta.tensors, **experts.default_tensors(meta.config)})
+    tensors = {**meta.tensors, **experts.default_tensors(meta.config)}
+    meta = rerank.without(replace(meta, tensors=tensors))
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(users)
+    chosen = rng.permutation(np.unique(log.users) if users is None else users)
     count = int(len(chosen) * options.validation)
+    history = History.of(log, start, catalogue, prior, options, seed)
     with torch.no_grad():
-        sample = _collect(meta, log, start, catalogue, prior, chosen[count:], options, seed)
+        sample = _collect(meta, history, chosen[count:])
     if sample is None:
         return Fitted(meta, 0, float("nan"), float("nan"), {}, own_zero=False)
     weight, zero, loss, default = _solve(meta, sample, options)
     shared = _with(meta, weight, weight[:, 0])
     own = _with(meta, weight, zero)
-    models = {"shared": shared, "own": own}
-    scores, better = _zero_shot(models, log, start, catalogue, prior, chosen[:count], options, seed)
-    return Fitted(own if better else shared, len(sample.shots), loss, default, scores, better)
+    scores, better = _zero_shot({"shared": shared, "own": own}, history, chosen[:count])
+    mix = own if better else shared
+    looked = fit_rerank.fit(mix, history, chosen)
+    return Fitted(looked, len(sample.shots), loss, default, scores, better)
 
 
 def sampled_loss(weights: Tensor, sample: Sample) -> Tensor:
@@ -130,7 +119,7 @@ def _with(meta: Meta, weight: Tensor, zero: Tensor) -> Meta:
 def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Tensor, float, float]:
     """Weights [E, 4] for users with shots, [E] for those without, loss, loss of the defaults."""
     default = meta["expert_weight"]
-    importance = _per_user(sample.users)
+    importance = per_user(sample.users, options.weighting)
     pull = options.pull * (_variance(sample) + 0.1)
     scale = 1 / (_variance(sample) + 0.1)
 
@@ -163,128 +152,15 @@ def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Ten
     return fitted, zero, float(warm(fitted)), float(warm(default))
 
 
-def minimise(
-    objective: Callable[[Tensor], Tensor], start: Tensor, scale: Tensor, steps: int
-) -> Tensor:
-    """A smooth function's minimum near `start` by BFGS with backtracking, for a few dozen numbers.
-
-    `scale`, of the shape of `start`, is a first guess of the inverse curvature. Returns the best
-    point found; it is never worse than `start`.
-    """
-    point, inverse = start.clone(), torch.diag(scale.flatten())
-    value, slope = _value_and_slope(objective, point)
-    for _ in range(steps):
-        move = -(inverse @ slope)
-        expected = float(move @ slope)
-        if expected > -1e-9:
-            break
-        size = _backtrack(objective, point, value, move.view_as(point), expected)
-        if size == 0:
-            break
-        step = size * move
-        point = point + step.view_as(point)
-        value, new = _value_and_slope(objective, point)
-        inverse = _updated(inverse, step, new - slope)
-        slope = new
-    return point
-
-
-def _value_and_slope(objective: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
-    with torch.enable_grad():
-        leaf = at.detach().clone().requires_grad_(True)
-        value = objective(leaf)
-        (slope,) = torch.autograd.grad(value, leaf)
-    return float(value.detach()), slope.flatten()
-
-
-def _backtrack(
-    objective: Callable[[Tensor], Tensor],
-    point: Tensor,
-    value: float,
-    move: Tensor,
-    expected: float,
-) -> float:
-    """The first of 1, 1/4, 1/16, .. that lowers the objective enough; 0 if none does."""
-    with torch.no_grad():
-        for size in (0.25**i for i in range(8)):
-            if float(objective(point + size * move)) <= value + 1e-4 * size * expected:
-                return size
-    return 0.0
-
-
-def _updated(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
-    """The BFGS update of the inverse Hessian; unchanged where the curvature is not positive."""
-    curvature = float(step @ change)
-    if curvature < 1e-9:
-        return inverse
-    left = torch.eye(len(step)) - torch.outer(step, change) / curvature
-    return left @ inverse @ left.T + torch.outer(step, step) / curvature
-
-
-def _collect(
-    meta: Meta,
-    log: Log,
-    start: float,
-    catalogue: Catalogue,
-    prior: Prior | None,
-    users: Ints,
-    options: FitOptions,
-    seed: int,
-) -> Sample | None:
-    seq = Sequences.of(log)
-    events, wanted = _events(meta, seq, start, users, options)
-    events, wanted = _busy(meta, seq, events, wanted, options.buckets, seed)
-    if not len(events):
+def _collect(meta: Meta, history: History, users: Ints) -> Sample | None:
+    generator = torch.Generator().manual_seed(history.seed)
+    parts = [
+        _sample(meta, step, view, wanted, owner, history.options, generator)
+        for step, view, wanted, owner in history.walk(meta, users)
+    ]
+    if not parts:
         return None
-    interests = interests_at(meta, seq, events, "request", catalogue.vectors)
-    size = len(experts.names(meta.config))
-    generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for step in evaluate.walk(meta, seq, events, catalogue, prior):
-        at = step.inside
-        view = views(meta, seq, events[at], "request", options.mask_seen, size)
-        view = replace(view, interests=interests[at])
-        times = torch.from_numpy(log.times[events[at]])
-        view = arrivals.hide_unborn(view, step.prepared, step.shared.now, times)
-        owner = torch.from_numpy(log.users[events[at]])
-        parts.append(
-            _sample(meta, step, view, torch.from_numpy(wanted[at]), owner, options, generator)
-        )
     return Sample(*(torch.cat([getattr(p, name) for p in parts]) for name in Sample.__slots__))
-
-
-def _events(
-    meta: Meta, seq: Sequences, start: float, users: Ints, options: FitOptions
-) -> tuple[Ints, Ints]:
-    """Places in the log with something relevant after them, and the relevant items.
-
-    Events of a user at one time are one request, as in evaluation: lists are not made in between.
-    """
-    log = seq.log
-    begin = int(np.searchsorted(log.times, start))
-    events = np.flatnonzero(np.isin(log.users[begin:], users)) + begin
-    events = events[~seq.tied(events)]
-    wanted = relevant(seq, events, "request", options.horizon, options.mask_seen)
-    some = (wanted >= 0).any(1)
-    return events[some], wanted[some]
-
-
-def _busy(
-    meta: Meta, seq: Sequences, events: Ints, wanted: Ints, buckets: int, seed: int
-) -> tuple[Ints, Ints]:
-    """The positions of some buckets of event time, drawn by their number of positions."""
-    if not len(events):
-        return events, wanted
-    kinds, place, sizes = np.unique(
-        bucket_start(seq.log.times[events], meta.config.bucket),
-        return_inverse=True,
-        return_counts=True,
-    )
-    rng = np.random.default_rng(seed)
-    size = min(buckets, len(kinds))
-    taken = np.zeros(len(kinds), np.bool_)
-    taken[rng.choice(len(kinds), size, replace=False, p=sizes / sizes.sum())] = True
-    return events[taken[place]], wanted[taken[place]]
 
 
 def _sample(
@@ -303,10 +179,11 @@ def _sample(
     rows = torch.cat([wanted.clamp(min=0), drawn], 1)
     values = ranking.expert_values(meta, prepared, view, rows)
     clash = (drawn[:, :, None] == wanted[:, None, :]).any(2)
-    clash |= (drawn[:, :, None] == view.seen[:, None, :]).any(2)
-    unborn = (wanted[:, :, None] == view.seen[:, None, :]).any(2)
+    allowed = features.masked(torch.zeros(n, prepared.columns.shape[1]), prepared, view) == 0
+    clash |= ~allowed.gather(1, drawn)
     scale = -torch.log(chance[drawn] * m)
-    good = (wanted >= 0) & ~unborn & (prepared.columns[-1][wanted.clamp(min=0)] == 0)
+    good = (wanted >= 0) & allowed.gather(1, wanted.clamp(min=0))
+    good &= prepared.columns[-1][wanted.clamp(min=0)] == 0
     best = ranking.rank_prepared(meta, prepared, view, min(options.pool, prepared.size)).items
     hits = ((best[:, :, None] == wanted[:, None, :]) & (best >= 0)[:, :, None]).any(2)
     return Sample(
@@ -339,48 +216,26 @@ def _rows(sample: Sample, rows: Tensor) -> Sample:
     return Sample(*(getattr(sample, name)[rows] for name in Sample.__slots__))
 
 
-def _per_user(users: Tensor) -> Tensor:
-    """Weight of each position so that every user weighs the same."""
-    _, owner, count = torch.unique(users, return_inverse=True, return_counts=True)
-    weight: Tensor = 1.0 / count[owner].float()
-    return weight
-
-
 def _variance(sample: Sample) -> Tensor:
     """Variance [E] of each expert over the candidates of a position, averaged."""
     return sample.values.var(1).mean(0)
 
 
 def _zero_shot(
-    models: dict[str, Meta],
-    log: Log,
-    start: float,
-    catalogue: Catalogue,
-    prior: Prior | None,
-    users: Ints,
-    options: FitOptions,
-    seed: int,
+    models: dict[str, Meta], history: History, users: Ints
 ) -> tuple[dict[str, float], bool]:
     """Mean nDCG@10 at users' first events, and whether `own` is ahead by a standard error."""
-    seq, any_model = Sequences.of(log), models["shared"]
-    events, wanted = _events(any_model, seq, start, users, options)
-    fresh = seq.place[events] == seq.start[seq.place[events]]
-    events, wanted = _busy(
-        any_model, seq, events[fresh], wanted[fresh], options.validation_buckets, seed
-    )
-    if not len(events):
-        return {}, False
-    interests = adapter.read(any_model, adapter.init(any_model, 1))
     lists: dict[str, list[Tensor]] = {name: [] for name in models}
+    wanted: list[Tensor] = []
     with torch.no_grad():
-        for step in evaluate.walk(any_model, seq, events, catalogue, prior):
+        for step, view, relevant, _ in history.walk(models["shared"], users, fresh=True):
+            wanted.append(relevant)
             for name, model in models.items():
-                now = step.shared.now
-                view = ranking.empty_view(model, interests)
-                view = arrivals.hide_unborn(view, step.prepared, now, torch.tensor([now]))
-                ranked = ranking.rank_prepared(model, step.prepared, view, 10).items
-                lists[name].append(ranked.expand(step.inside.stop - step.inside.start, -1))
-    ndcg = {n: evaluate.figures(torch.cat(x).numpy(), wanted)[:, 0] for n, x in lists.items()}
+                lists[name].append(ranking.rank_prepared(model, step.prepared, view, 10).items)
+    if not wanted:
+        return {}, False
+    good = torch.cat(wanted).numpy()
+    ndcg = {n: evaluate.figures(torch.cat(x).numpy(), good)[:, 0] for n, x in lists.items()}
     ahead = ndcg["own"] - ndcg["shared"]
     error = float(ahead.std()) / len(ahead) ** 0.5
     return {n: float(x.mean()) for n, x in ndcg.items()}, bool(ahead.mean() > error)

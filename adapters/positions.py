@@ -30,6 +30,9 @@ WINDOW = 64
 TOGETHER = 128
 """Users that one call of the adapter takes; all are padded to the longest history among them."""
 
+NEW = 86_400.0
+"""Seconds since an item's first event for which it is new."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
@@ -48,6 +51,21 @@ class Sequences:
         place[order] = np.arange(len(order))
         users = log.users[order]
         return cls(log, order, place, np.searchsorted(users, users))
+
+    def ends(self, events: Ints, moment: Moment, delay: float = 0.0) -> Ints:
+        """The sorted places before which lies what is known of the users of these events.
+
+        With a delay in seconds, an event is known once it is that old.
+        """
+        at = self.place[events]
+        if delay <= 0:
+            return at + (moment == "published")
+        times, low, high = self.log.times[self.order], self.start[at], at
+        while (low < high).any():
+            middle = (low + high) // 2
+            old = (times[middle] + delay <= self.log.times[events]) & (low < high)
+            low, high = np.where(old, middle + 1, low), np.where(old, high, middle)
+        return low
 
     def tied(self, events: Ints) -> Bools:
         """Which of these events (log places) share user and time with the user's event before."""
@@ -80,12 +98,17 @@ def support_of(log: Log, places: Ints) -> Support:
 
 
 def views(
-    meta: Meta, seq: Sequences, events: Ints, moment: Moment, mask_seen: bool, experts: int
+    meta: Meta,
+    seq: Sequences,
+    events: Ints,
+    moment: Moment,
+    mask_seen: bool,
+    experts: int,
+    delay: float = 0.0,
 ) -> UserView:
     """What is known of the users of these events (places in the log), without interests."""
-    sorted_place = seq.place[events]
-    first = seq.start[sorted_place]
-    ends = sorted_place + (moment == "published")
+    first = seq.start[seq.place[events]]
+    ends = seq.ends(events, moment, delay)
     shots = ends - first
     depth = int(min(RING, max(shots.max(initial=0), 1)))
     past = _back_from(seq, ends, first, depth)
@@ -105,10 +128,11 @@ def views(
     )
 
 
-def histories(seq: Sequences, events: Ints, moment: Moment, most: int) -> Support:
+def histories(
+    seq: Sequences, events: Ints, moment: Moment, most: int, delay: float = 0.0
+) -> Support:
     """The latest events, at most `most`, of the users of these events (places in the log)."""
-    place = seq.place[events]
-    first, ends = seq.start[place], place + (moment == "published")
+    first, ends = seq.start[seq.place[events]], seq.ends(events, moment, delay)
     depth = int(min(most, max((ends - first).max(initial=0), 1)))
     return support_of(seq.log, _back_from(seq, ends, first, depth))
 
@@ -117,7 +141,8 @@ def relevant(seq: Sequences, events: Ints, moment: Moment, horizon: int, mask_se
     """The next `horizon` positive items of each event's user: [n, horizon], -1 = none.
 
     With `request` the event itself is the first of them. With `mask_seen` an item counts only
-    where its user meets it for the first time.
+    where its user meets it for the first time. A horizon of 1 is the next positive with all that
+    the user took at the same time, such as a basket: [n, size of the largest].
     """
     log = seq.log
     users, items = log.users[seq.order], log.items[seq.order]
@@ -128,13 +153,37 @@ def relevant(seq: Sequences, events: Ints, moment: Moment, horizon: int, mask_se
         target &= first
     places = np.flatnonzero(target)
     begin = seq.place[events] + (moment == "published")
-    at = np.searchsorted(places, begin)[:, None] + np.arange(horizon)
+    next_one = np.searchsorted(places, begin)
+    counts = _tied_after(seq, places)[next_one] if horizon == 1 else np.full(len(begin), horizon)
+    width = int(counts.max(initial=horizon))
+    at = next_one[:, None] + np.where(
+        np.arange(width) < counts[:, None], np.arange(width), len(log)
+    )
     inside = at < len(places)
     chosen = places[np.minimum(at, len(places) - 1)] if len(places) else np.zeros_like(at)
     inside &= users[chosen] == log.users[events][:, None]
     found = np.where(inside, items[chosen], -1)
     equal = found[:, :, None] == found[:, None, :]
     return np.asarray(np.where(np.tril(equal, -1).any(2), -1, found))
+
+
+def _tied_after(seq: Sequences, places: Ints) -> Ints:
+    """How many of these sorted places from each on share its user and time; 1 beyond the last."""
+    users, times = (column[seq.order][places] for column in (seq.log.users, seq.log.times))
+    new = (np.diff(users) != 0) | (np.diff(times) != 0)
+    ends = np.append(np.flatnonzero(new) + 1, len(places))
+    at = np.arange(len(places))
+    return np.append(ends[np.searchsorted(ends, at, side="right")] - at, 1)
+
+
+def new_items(log: Log, events: Ints, following: Ints) -> Bools:
+    """Where the item [n] that follows an event was first met less than a day before the event.
+
+    Events are places in the log [n]; item -1 is none and not new.
+    """
+    first = np.full(int(max(log.items.max(initial=-1), following.max(initial=-1))) + 2, np.inf)
+    np.minimum.at(first, log.items, log.times)
+    return np.asarray((following >= 0) & (log.times[events] - first[following] < NEW))
 
 
 def previous_in_log(seq: Sequences) -> Ints:
@@ -149,7 +198,12 @@ def previous_in_log(seq: Sequences) -> Ints:
 
 
 def interests_at(
-    meta: Meta, seq: Sequences, events: Ints, moment: Moment, vectors: Tensor
+    meta: Meta,
+    seq: Sequences,
+    events: Ints,
+    moment: Moment,
+    vectors: Tensor,
+    delay: float = 0.0,
 ) -> Tensor:
     """What `adapter.read` gives at each event: [n, K, d].
 
@@ -157,7 +211,7 @@ def interests_at(
     about the same length together; between windows the state is rounded as a record rounds it.
     """
     out = torch.zeros(len(events), meta.config.interests, meta.config.dim)
-    at = seq.place[events] + (moment == "published")  # sorted place whose past is known
+    at = seq.ends(events, moment, delay)
     first = seq.start[seq.place[events]]
     starts, owner = np.unique(first, return_inverse=True)
     need = np.zeros(len(starts), np.int64)
@@ -169,6 +223,33 @@ def interests_at(
         chunk = np.sort(chunk)
         after = _read_all(meta, seq, starts[chunk], need[chunk], vectors)
         out[mine] = after[local, (at - first)[mine]]
+    return out
+
+
+def rebuilt_at(
+    meta: Meta,
+    seq: Sequences,
+    events: Ints,
+    moment: Moment,
+    vectors: Tensor,
+    delay: float,
+    own: Tensor,
+) -> Tensor:
+    """What `interests_at` found (`own`), but adapters rebuilt from the support set: [n, K, d].
+
+    Up to `ModelConfig.support` events nothing is lost, and what was found stays.
+    """
+    width = meta.config.support
+    ends = seq.ends(events, moment, delay)
+    shots = ends - seq.start[seq.place[events]]
+    longer = np.flatnonzero(shots > width)
+    if not len(longer):
+        return own
+    out = own.clone()
+    for chunk in np.array_split(longer, len(longer) // TOGETHER + 1):
+        block = _block(seq, ends[chunk] - width, np.full(len(chunk), width), width)
+        state = adapter.rebuilt(meta, block, torch.from_numpy(shots[chunk]), vectors)
+        out[chunk] = adapter.read(meta, _rounded(meta, state))
     return out
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -185,7 +185,8 @@ def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
 
 def _part(plan: _Plan, users: Tensor, width: int) -> _Plan:
     """The plan of some users [g], of whose seeds the first `width` places are in use."""
-    seeds = Seeds(*(getattr(plan.seeds, name)[users, :width] for name in Seeds.__slots__))
+    wide = slice(max(width, 1))
+    seeds = Seeds(*(getattr(plan.seeds, name)[users, wide] for name in Seeds.__slots__))
     again = None if plan.again is None else plan.again[users]
     own = (plan.profile[users], plan.rest[users], plan.weights[users], again)
     return _Plan(select(plan.view, users), seeds, *own)
@@ -226,10 +227,7 @@ def _scores(prepared: Prepared, plan: _Plan, buffers: _Buffers) -> Tensor:
         value = _sparse(prepared, name, columns, values, columns, sums).mul_(weight)
         # an item touched twice is written twice with the same number
         scores.scatter_(1, columns, value.add_(scores.gather(1, columns)))
-    if plan.view.repeats:
-        return scores
-    seen = torch.where(plan.view.seen >= 0, plan.view.seen, prepared.size)
-    return scores.scatter_(1, seen, NEVER)
+    return features.masked(scores, prepared, plan.view)
 
 
 def _touched(
@@ -252,6 +250,8 @@ def _sparse(
     found = sums.gather(1, at)
     sums.scatter_(1, columns, 0.0)
     return found.mul_(1 / features.SOFT[name]).log1p_()
+
+
 def _dense(columns: Tensor, interests: Tensor, gain: Tensor, rest: Tensor, out: Tensor) -> None:
     n, k, d = interests.shape
     if k == 1:
@@ -274,8 +274,8 @@ def _groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
 def select(view: UserView, users: slice | Tensor) -> UserView:
     """The view of some of the users."""
     support = Support(**{f.name: getattr(view.support, f.name)[users] for f in fields(Support)})
-    same = ("support", "repeats")
-    own = {f.name: getattr(view, f.name)[users] for f in fields(UserView) if f.name not in same}
+    columns = {f.name: getattr(view, f.name) for f in fields(UserView) if f.name != "support"}
+    own: dict[str, Any] = {n: c[users] for n, c in columns.items() if torch.is_tensor(c)}
     return replace(view, support=support, **own)
 
 

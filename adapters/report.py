@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from adapters.list_metrics import coverage
 
 Array = NDArray[Any]
 
@@ -21,10 +24,10 @@ COHORTS = (
 )
 """Name, fewest and most shots."""
 
-METRICS = ("ndcg", "hit", "mrr")
-
 DRAWS = 1_000
 """Bootstrap samples."""
+
+_AT_ONCE = 2_000_000  # drawn users that are held in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,44 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One variant in one cohort; `ahead` is the first variant's figure minus this one's."""
+    """One variant in one cohort.
+
+    Figures are by name, such as `ndcg@10`. `lead` has the first variant's figures minus this
+    one's, paired by user.
+    """
 
     cohort: str
     variant: str
     users: int
     positions: int
-    ndcg: Figure
-    hit: Figure
-    mrr: Figure
-    ahead: Figure  # of nDCG, on the same users
+    figures: Mapping[str, Figure]
+    lead: Mapping[str, Figure]
+    coverage: float  # share of the catalogue in the lists of all these positions together
+
+    @property
+    def ndcg(self) -> Figure:
+        """nDCG at 10."""
+        return self.figures["ndcg@10"]
+
+    @property
+    def ahead(self) -> Figure:
+        """The first variant's nDCG at 10 minus this one's."""
+        return self.lead["ndcg@10"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; a figure that nobody has is left out."""
+        first = {name: asdict(self.figures[f"{name}@10"]) for name in ("ndcg", "hit", "mrr")}
+        return {
+            "cohort": self.cohort,
+            "variant": self.variant,
+            "users": self.users,
+            "positions": self.positions,
+            **first,
+            "ahead": asdict(self.ahead),
+            "coverage": self.coverage,
+            "figures": _plain(self.figures),
+            "lead": _plain(self.lead),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +96,58 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"rows": [asdict(row) for row in self.rows]}
+        return {"rows": [row.to_dict() for row in self.rows]}
 
     def table(self) -> list[tuple[str, ...]]:
-        """A header and one line of text a row."""
-        head = ("shots", "variant", "users", "positions", "nDCG", "95%", "hit", "MRR", "ahead by")
+        """A header and one line of text a row: accuracy at 10."""
+        head = ("cohort", "variant", "users", "positions", "nDCG", "95%", "hit", "MRR", "ahead by")
         return [head, *(_line(row) for row in self.rows)]
 
+    def beyond(self) -> list[tuple[str, ...]]:
+        """A header and one line of text a variant, of all positions: what `table` leaves out."""
+        rows = [row for row in self.rows if row.cohort == "all"]
+        names = [n for n in (rows[0].figures if rows else ()) if not n.endswith("@10")]
+        lines = [
+            (r.variant, *(_mean(r.figures[name]) for name in names), f"{r.coverage:.1%}")
+            for r in rows
+        ]
+        return [("variant", *names, "coverage"), *lines]
 
-def summarise(users: Array, shots: Array, figures: dict[str, Array], seed: int = 0) -> Report:
-    """A report from positions: users [m], shots [m], and [m, 3] nDCG, hit, MRR of each variant.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lists:
+    """The figures of one variant's lists at m positions."""
+
+    figures: Mapping[str, Array]  # name -> [m], nan = has none
+    rows: Array  # [m, k] the lists, -1 = none; coverage is theirs
+
+
+def summarise(
+    users: Array,
+    cohorts: Sequence[tuple[str, Array]],
+    variants: Mapping[str, Lists],
+    size: int,
+    seed: int = 0,
+) -> Report:
+    """A report from positions of users [m], by cohorts [m] bool, for a catalogue of `size` items.
 
     A user's positions are averaged first. The first variant is the one that others are compared
-    with.
+    with. Cohorts without a position are left out.
     """
     rng = np.random.default_rng(seed)
-    stacked = np.stack(list(figures.values()), 1)  # [m, V, 3]
+    names = list(next(iter(variants.values())).figures)
+    stacked = np.stack([[lists.figures[n] for n in names] for lists in variants.values()])
     rows: list[Row] = []
-    for name, inside in (("all", np.ones(len(shots), bool)), *by_shots(shots)):
-        if inside.any():
-            means = per_user(users[inside], stacked[inside])
-            rows += _rows(name, list(figures), means, int(inside.sum()), rng)
+    for cohort, inside in cohorts:
+        if not inside.any():
+            continue
+        means = per_user(users[inside], stacked[:, :, inside].transpose(2, 0, 1))  # [U, V, F]
+        pairs = _figures(means, rng)
+        positions = int(inside.sum())
+        for (variant, lists), (own, lead) in zip(variants.items(), pairs, strict=True):
+            share = coverage(lists.rows[inside], size)
+            figures, leads = (dict(zip(names, x, strict=True)) for x in (own, lead))
+            rows.append(Row(cohort, variant, len(means), positions, figures, leads, share))
     return Report(tuple(rows))
 
 
@@ -105,37 +167,71 @@ def compare(users: Array, one: Array, other: Array, seed: int = 0) -> Figure:
 
 
 def per_user(users: Array, values: Array) -> Array:
-    """Means of each user's positions: [m, ...] to [U, ...]."""
+    """Means of each user's positions: [m, ...] to [U, ...]; a nan counts for nothing."""
     _, owner, count = np.unique(users, return_inverse=True, return_counts=True)
     flat = values.reshape(len(values), -1)
-    sums = np.stack([np.bincount(owner, column) for column in flat.T], 1)
-    return np.asarray((sums / count[:, None]).reshape(-1, *values.shape[1:]))
+    means = np.stack([_owned(owner, count, column) for column in flat.T], 1)
+    return np.asarray(means.reshape(-1, *values.shape[1:]))
 
 
-def _rows(
-    cohort: str, variants: list[str], means: Array, positions: int, rng: np.random.Generator
-) -> list[Row]:
-    n, v, _ = means.shape
-    ahead = means[:, :1, :1] - means[:, :, :1]
-    flat = np.concatenate([means, ahead], 2).reshape(n, -1)  # [U, V * 4]
-    draws = _resampled(flat, rng)
-    bounds = np.quantile(draws, [0.025, 0.975], axis=0).reshape(2, v, -1)
-    centre = flat.mean(0).reshape(v, -1)
-    rows = []
-    for i, variant in enumerate(variants):
-        numbers = zip(centre[i], bounds[0, i], bounds[1, i], strict=True)
-        found = [Figure(*map(float, triple)) for triple in numbers]
-        rows.append(Row(cohort, variant, n, positions, *found))
-    return rows
+def _owned(owner: Array, count: Array, column: Array) -> Array:
+    there = np.isfinite(column)
+    if there.all():
+        return np.asarray(np.bincount(owner, column, len(count)) / count)
+    sums = np.bincount(owner[there], column[there], len(count))
+    own = np.bincount(owner[there], minlength=len(count))
+    return np.asarray(np.where(own > 0, sums / np.maximum(own, 1), np.nan))
+
+
+def _figures(means: Array, rng: np.random.Generator) -> Iterator[tuple[list[Figure], list[Figure]]]:
+    """Figures, and leads over them, of each variant from means of users [U, V, F]."""
+    n, v, f = means.shape
+    both = np.stack([means, means[:, :1] - means], 2).reshape(n, -1)  # [U, V * 2 * F]
+    draws = _resampled(both, rng)
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    found = [Figure(*map(float, x)) for x in zip(_centre(both), low, high, strict=True)]
+    for i in range(v):
+        own = found[i * 2 * f : (i + 1) * 2 * f]
+        yield own[:f], own[f:]
 
 
 def _resampled(values: Array, rng: np.random.Generator) -> Array:
-    """Means of DRAWS samples of the users with replacement: [DRAWS, columns]."""
+    """Means of DRAWS samples of the users with replacement: [DRAWS, columns]; nan = left out.
+
+    A sample in which nobody has a figure says nothing of it and counts as the mean of all.
+    """
     n, out = len(values), []
-    for _ in range(DRAWS // 100):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=100).astype(np.float32)
-        out.append(counts @ values.astype(np.float32) / n)
+    there, centre = np.isfinite(values), _centre(values)
+    # float32 is exact enough for what users are off the mean
+    off = np.where(there, values - centre, 0).astype(np.float32)
+    whole, kept = bool(there.all()), there.astype(np.float32)
+    together = min(DRAWS, max(_AT_ONCE // n, 1))
+    for begin in range(0, DRAWS, together):
+        counts = _counts(n, min(together, DRAWS - begin), rng)
+        size = n if whole else np.maximum(counts @ kept, 1)
+        out.append(centre + counts @ off / size)
     return np.concatenate(out)
+
+
+def _centre(values: Array) -> Array:
+    """Means [columns] of the values that there are; nan where there are none."""
+    there = np.isfinite(values)
+    sums = np.where(there, values, 0).sum(0)
+    return np.asarray(np.where(there.any(0), sums / np.maximum(there.sum(0), 1), np.nan))
+
+
+def _counts(n: int, samples: int, rng: np.random.Generator) -> Array:
+    """How often each of n users is in each sample: [samples, n] float32."""
+    drawn = rng.integers(0, n, (samples, n)) + n * np.arange(samples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=samples * n).reshape(samples, n).astype(np.float32)
+
+
+def _plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
+    return {name: asdict(f) for name, f in figures.items() if np.isfinite(f.mean)}
+
+
+def _mean(figure: Figure) -> str:
+    return f"{figure.mean:.4f}" if np.isfinite(figure.mean) else "-"
 
 
 def _line(row: Row) -> tuple[str, ...]:
@@ -146,7 +242,7 @@ def _line(row: Row) -> tuple[str, ...]:
         str(row.positions),
         f"{row.ndcg.mean:.4f}",
         f"{row.ndcg.low:.4f}-{row.ndcg.high:.4f}",
-        f"{row.hit.mean:.3f}",
-        f"{row.mrr.mean:.4f}",
+        f"{row.figures['hit@10'].mean:.3f}",
+        f"{row.figures['mrr@10'].mean:.4f}",
         f"{row.ahead.mean:+.4f} ({row.ahead.low:+.4f} to {row.ahead.high:+.4f})",
     )

@@ -11,6 +11,8 @@ Recommendations", 2016).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -61,6 +63,20 @@ def fitted(meta: Meta) -> bool:
 def with_weights(weight: Tensor) -> dict[str, Tensor]:
     """The tensors of a model with these weights [F, CIRCUMSTANCES]."""
     return {_WEIGHT: weight.contiguous()}
+
+
+def without(meta: Meta) -> Meta:
+    """The same model with the experts' mix alone."""
+    tensors = {name: tensor for name, tensor in meta.tensors.items() if name != _WEIGHT}
+    return replace(meta, tensors=tensors)
+
+
+def keeping(meta: Meta, keep: Tensor) -> Meta:
+    """The model with the second look's weights of experts [E] times `keep`."""
+    if not fitted(meta):
+        return meta
+    kept = functional.pad(keep, (0, len(NAMES)), value=1.0)[:, None]
+    return replace(meta, tensors={**meta.tensors, **with_weights(meta[_WEIGHT] * kept)})
 
 
 def weights(meta: Meta, view: UserView, trend: Tensor) -> Tensor:

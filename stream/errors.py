@@ -56,6 +56,12 @@ class DataError(InnerloopError):
     exit_code = 4
 
 
+class MissingPart(InnerloopError):
+    """An optional part is not installed. Install it: `pip install 'innerloop[picture]'`."""
+
+    exit_code = 2
+
+
 class BundleError(InnerloopError):
     """The model bundle was refused. Train one with `innerloop train` or name another folder."""
 

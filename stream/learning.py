@@ -245,11 +245,9 @@ class Learner:
         past = user_state.support_events(picked(records, users))
         block = self._serving.block(past, self._serving.rows(past))
         chosen = torch.from_numpy(users).to(self._serving.device)
-        start = {k: v[chosen] for k, v in state.items()}
+        counts = torch.from_numpy(records["shots"][users].astype(np.int64))
         vectors = self._serving.table.catalogue().vectors
-        new = adapter.advance(self._serving.meta, start, block, vectors)
-        count = torch.from_numpy(records["shots"][users].astype(np.int64))
-        new["count"] = count.to(self._serving.device, new["count"].dtype)
+        new = adapter.rebuilt(self._serving.meta, block, counts, vectors)
         return {k: v.index_copy(0, chosen, new[k].to(v.dtype)) for k, v in state.items()}
 
     def _observe(

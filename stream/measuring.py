@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from adapters import evaluate
+from adapters import baselines, evaluate
 from adapters.episodes import Log
-from adapters.evaluate import Options
+from adapters.evaluate import CUTOFFS, REBUILT, STANDARD, Delays, Options
 from adapters.experts import Prior, prior_from_log
 from adapters.positions import Sequences, relevant
-from adapters.report import Report, summarise
+from adapters.report import Report
+from adapters.signals import Ints, bucket_start
 from adapters.types import Catalogue, Meta
 from export.bundle import Bundle
 from stream import bundles, config, datasets
 from stream.catalogue import CatalogueTable, dense_field
+from stream.categories import categories
+from stream.columns import Columns
 from stream.errors import DataError
 from stream.files import OnBad
+from stream.hash_index import item_hashes
 from stream.item_encoder import ItemEncoder
+from stream.murmur2 import partitions_of
 from stream.progress import Advance, Reporter
 from stream.vector_file import FileVectors
 
 POSITIONS = 1_500
-"""Lists that are judged at most: measuring is not to take longer than training."""
+"""Lists that training judges at most: measuring is not to take longer than training."""
 
 VARIANTS = (
     "adapted",
@@ -35,7 +41,7 @@ VARIANTS = (
     "item-kNN",
     "item-kNN + recency",
 )
-"""The rows of the tables of `train` and `evaluate`."""
+"""The rows of training's table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,25 @@ class Measure:
     settings: config.Settings
     start: float | None = None  # unix seconds; None = after what the model was trained on
     on_bad: OnBad | None = None
+    positions: int | None = None  # lists that are judged at most; None = all
+    horizon: int = 10  # the next positives that are relevant
+    label_delay: float = 0.0  # seconds until an event is known
+    partitions: int = 1
+    signal_delay: float = 0.0  # seconds until other partitions know
+    rebuilt: bool = False  # also adapters rebuilt from the support set
+    diversities: Sequence[float] | None = None  # also lists re-ranked so; None = as served
+
+    def protocol(self) -> dict[str, Any]:
+        """What the figures depend on beside model and data, in plain JSON types."""
+        return {
+            "from": self.start,
+            "positions": self.positions,
+            "horizon": self.horizon,
+            "repeats": not self.settings.ranking.exclude_seen,
+            "label_delay": self.label_delay,
+            "partitions": self.partitions,
+            "signal_delay": self.signal_delay,
+        }
 
 
 def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
@@ -70,14 +95,40 @@ def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
         cache.save()
     log = datasets.to_log(columns, table.ids)
     start = _start(bundle, log, request.start)
-    prior, catalogue = _prior_at(bundle, log, start, table.catalogue())
+    _warn(bundle, start, reporter)
+    prior, catalogue = _prior_at(bundle, log, start - request.label_delay, table.catalogue())
+    rows = table.rows_of(item_hashes(item.item for item in items))
+    asked = replace(_asked(request, columns), groups=categories(items, rows, table.size))
     with reporter.phase("predict, then learn") as advance:
-        asked = options(request.settings, None)
         return report(bundle.meta, log, start, catalogue, prior, asked, advance)
 
 
+def _asked(request: Measure, columns: Columns) -> Options:
+    """How the lists are judged, by what was asked for."""
+    ranking, repeats = request.settings.ranking, not request.settings.ranking.exclude_seen
+    served = (ranking.diversity,) if ranking.diversity > 0 else ()
+    return Options(
+        k=max(CUTOFFS),
+        horizon=request.horizon,
+        mask_seen=not repeats,
+        variants=(*STANDARD, *["repeat"] * repeats, *[REBUILT] * request.rebuilt),
+        baselines={**baselines.BASELINES, "repeat": baselines.repeat},
+        diversities=served if request.diversities is None else tuple(request.diversities),
+        most=request.positions,
+        delays=Delays(request.label_delay, _partitions(request, columns), request.signal_delay),
+    )
+
+
+def _partitions(request: Measure, columns: Columns) -> Ints | None:
+    """The partition of each user, the one that the topic of events has for the user."""
+    if request.partitions <= 1:
+        return None
+    keys = [user.encode() for user in columns.user_ids]
+    return partitions_of(keys, request.partitions, request.settings.kafka.partitioner)
+
+
 def options(settings: config.Settings, users: np.ndarray | None) -> Options:
-    """How lists are judged: of `users` alone unless None, seen items masked as when served."""
+    """How training judges lists: of `users` alone, seen items masked as when served."""
     return Options(
         variants=VARIANTS, users=users, most=POSITIONS, mask_seen=settings.ranking.exclude_seen
     )
@@ -97,12 +148,9 @@ def report(
     Raises `DataError` when there is no such position.
     """
     _check_any(log, start, options)
-    with torch.inference_mode():
-        found = evaluate.positions(
-            meta, log, start, catalogue, prior, options, lambda share: advance(share, "")
-        )
-    figures = {variant: found.figures(variant) for variant in options.variants}
-    return summarise(found.users, found.shots, figures)
+    return evaluate.progressive(
+        meta, log, start, catalogue, prior, options, lambda share: advance(share, "")
+    )
 
 
 def verdict(found: Report) -> str:
@@ -148,14 +196,30 @@ def _start(bundle: Bundle, log: Log, asked: float | None) -> float:
     return float(cuts["test"])
 
 
+def _warn(bundle: Bundle, start: float, reporter: Reporter) -> None:
+    """Say so where lists would be judged on events that the model learned from."""
+    learned = bundle.manifest.metrics.get("cuts", {}).get("test", bundle.manifest.window.last)
+    if start < min(float(learned), bundle.manifest.window.last):
+        reporter.say(
+            "warning: the model learned from events after --from; where these are of the same "
+            "users, the figures are too good"
+        )
+
+
 def _prior_at(
     bundle: Bundle, log: Log, start: float, catalogue: Catalogue
 ) -> tuple[Prior, Catalogue]:
-    """The bundle's prior where it ends by `start`, else one from the log before `start`."""
-    if bundle.items.prior.time <= start:
+    """What was known at `start`: the bundle's prior where all its events are earlier.
+
+    Otherwise a prior of the log's events before, up to the last closed bucket. A log that holds
+    nothing from before leaves the bundle's.
+    """
+    window, model = bundle.manifest.window, bundle.meta.config
+    if window.last < start or log.times[0] > window.last:
         return bundle.items.prior, catalogue
     columns = (log.users, log.items, log.values, log.times)
-    prior = prior_from_log(bundle.meta.config, len(catalogue.alive), *columns, start)
+    begin = float(bucket_start(np.array([start]), model.bucket)[0])
+    prior = prior_from_log(model, len(catalogue.alive), *columns, begin)
     return prior, replace(
         catalogue,
         prior_items=torch.from_numpy(prior.neighbour_items),

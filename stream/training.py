@@ -282,7 +282,7 @@ def fit_weights(
             cuts.fit,
             catalogue,
             prior,
-            cuts.held_out,
+            None,
             FitOptions(mask_seen=request.settings.ranking.exclude_seen),
             seed=request.seed,
         )

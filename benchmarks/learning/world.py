@@ -12,6 +12,7 @@ from adapters import episodes, evaluate, tuned
 from adapters.episodes import Log
 from adapters.evaluate import Moments, Options
 from adapters.meta_train import Trained
+from adapters.positions import new_items
 from adapters.signals import bucket_start
 from adapters.tuned import Choice
 from adapters.types import Meta
@@ -27,8 +28,6 @@ TOWER = 200
 
 SPLIT_SEED = 0
 """Of the users held out: the same for every seed of a model, so that lists can be compared."""
-
-DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +114,12 @@ def _plain(advance: Advance) -> Callable[[float], None]:
 
 def news(world: World, found: Moments) -> np.ndarray:
     """Which positions [m] bool have an item as the next one that nobody met a day before."""
-    log = world.cuts.log
-    first = np.full(len(world.items) + 1, np.inf)
-    np.minimum.at(first, log.items, log.times)
-    following = found.relevant[:, 0]
-    return np.asarray((following >= 0) & (log.times[found.events] - first[following] < DAY))
+    return new_items(world.cuts.log, found.events, found.relevant[:, 0])
 
 
 def _options(world: World) -> Options:
     return Options(
-        k=20, users=world.cuts.held_out, most=world.most, mask_seen=not world.data.repeats
+        k=20, most=world.most, mask_seen=not world.data.repeats
     )
 
 

@@ -11,7 +11,7 @@ from adapters.episodes import Log
 from adapters.evaluate import Options
 from adapters.experts import prior_from_log
 from adapters.positions import Sequences, interests_at, relevant, views
-from adapters.report import summarise
+from adapters.report import Lists, by_shots, summarise
 from adapters.signals import Signals, fold_neighbours, observe, previous_items
 from adapters.types import Block, UserView
 from tests.model import planted
@@ -153,8 +153,8 @@ def test_every_cohort_and_variant_has_a_row() -> None:
 def test_users_weigh_the_same_however_much_they_do() -> None:
     """A user with many positions counts once."""
     users = np.array([1] * 9 + [2])
-    values = np.stack([np.r_[np.zeros(9), 1.0]] * 3, 1)
-    report = summarise(users, np.full(10, 5), {"a": values})
+    lists = Lists(figures={"ndcg@10": np.r_[np.zeros(9), 1.0]}, rows=np.zeros((10, 1), int))
+    report = summarise(users, by_shots(np.full(10, 5)), {"a": lists}, 1)
     assert report.row("a", "4-7").ndcg.mean == pytest.approx(0.5)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from adapters import experts, fit_experts
 from adapters.experts import prior_from_log
-from adapters.fit_experts import FitOptions, Sample, minimise, pool_loss, sampled_loss
+from adapters.fit_experts import FitOptions, Sample, pool_loss, sampled_loss
+from adapters.minimise import minimise
 from adapters.types import Meta
 from tests.model import planted
 from tests.model.planted import BEGIN, DAY

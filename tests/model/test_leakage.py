@@ -16,6 +16,7 @@ from adapters.evaluate import MODELS, Moments, Options
 from adapters.experts import prior_from_log
 from adapters.features import prepare
 from adapters.fit_experts import FitOptions, Fitted
+from adapters.fit_history import History
 from adapters.positions import Sequences, relevant
 from adapters.types import Catalogue, Meta, ModelConfig
 from tests.model import planted
@@ -197,16 +198,10 @@ def test_weights_are_not_fitted_on_items_yet_to_come() -> None:
     log = followed(traffic())  # SIZE - 1 is relevant everywhere
     items, created = arrival(traffic())
     columns = (log.users, log.items, log.values, log.times)
-    found = fit_experts._collect(
-        fond_of_new(SETTINGS),
-        log,
-        START,
-        items,
-        prior_from_log(SETTINGS, SIZE, *columns, START),
-        np.arange(12),
-        FitOptions(pool=10, negatives=16, mask_seen=False, horizon=400, buckets=999),
-        0,
-    )
+    prior = prior_from_log(SETTINGS, SIZE, *columns, START)
+    options = FitOptions(pool=10, negatives=16, mask_seen=False, horizon=400)
+    history = History.of(log, START, items, prior, options, 0)
+    found = fit_experts._collect(fond_of_new(SETTINGS), history, np.arange(12))
     assert found is not None
     events = np.flatnonzero(log.times >= START)
     events = events[~Sequences.of(log).tied(events)]

@@ -189,6 +189,47 @@ def test_evaluation_repeats_the_test_of_training(trained: Result, home: Path) ->
     assert " popularity by " in table.stdout
 
 
+def test_evaluation_takes_every_option_of_the_protocol(
+    trained: Result, home: Path, tmp_path: Path
+) -> None:
+    """Options reach the figures, and the JSON says which they were; the picture is drawn."""
+    result = invoke(
+        evaluate.app,
+        *("--bundle", home / "model", "--events", home / "events.jsonl"),
+        *("--items", home / "items.jsonl", "--json", "--horizon", 1, "--positions", 60),
+        *("--label-delay", 3_600, "--partitions", 4, "--signal-delay", 5, "--rebuilt"),
+        *("--diversity", 0.5, "--repeats", "--picture", tmp_path / "shots.svg"),
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["protocol"] == {
+        "from": None,
+        "positions": 60,
+        "horizon": 1,
+        "repeats": True,
+        "label_delay": 3_600.0,
+        "partitions": 4,
+        "signal_delay": 5.0,
+    }
+    rows = {row["variant"]: row for row in found["rows"] if row["cohort"] == "all"}
+    assert set(rows) >= {"adapted", "rebuilt", "diversity 0.5", "repeat", "experts only"}
+    assert rows["adapted"]["positions"] == 60
+    assert set(rows["adapted"]["figures"]) >= {"ndcg@10", "mrr@20", "novelty", "miscalibration"}
+    assert (tmp_path / "shots.svg").read_text().startswith("<?xml")
+
+
+def test_all_positions_count_unless_fewer_are_asked_for(trained: Result, home: Path) -> None:
+    """By default every event with a later positive is judged, those of trained users too."""
+    result = invoke(
+        evaluate.app,
+        *("--bundle", home / "model", "--events", home / "events.jsonl"),
+        *("--items", home / "items.jsonl", "--json", "--from", "1970-01-01T00:00:00Z"),
+    )
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["positions"] for row in rows if row["cohort"] == "all"} == {1_200}
+    assert "figures are too good" in result.stderr
+
+
 def test_evaluation_may_begin_anywhere(trained: Result, home: Path) -> None:
     """`--from` after the last event leaves nothing to measure, and says so."""
     result = invoke(
@@ -197,6 +238,33 @@ def test_evaluation_may_begin_anywhere(trained: Result, home: Path) -> None:
         *("--items", home / "items.jsonl", "--from", "2030-01-01T00:00:00Z"),
     )
     assert "nothing to measure" in said(result).detail
+
+
+def test_a_log_of_later_events_alone_keeps_what_the_bundle_knows(
+    trained: Result, home: Path
+) -> None:
+    """Co-visitation of training counts from the first list on, of users nobody has met."""
+    later = home / "later.jsonl"
+    events = [json.loads(line) for line in (home / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        event |= {"timestamp": event["timestamp"] + 20 * DAY, "user": f"new-{event['user']}"}
+    later.write_text("\n".join(map(json.dumps, events)))
+    result = invoke(
+        evaluate.app,
+        *("--bundle", home / "model", "--events", later),
+        *("--items", home / "items.jsonl", "--json", "--positions", 200),
+    )
+    rows = {r["variant"]: r for r in json.loads(result.stdout)["rows"] if r["cohort"] == "all"}
+    assert rows["item-kNN"]["ndcg"]["mean"] > 1.5 * rows["popularity"]["ndcg"]["mean"]
+
+
+@pytest.mark.parametrize("picture", ["shots.txt", "nowhere/shots.svg"])
+def test_a_picture_that_cannot_be_drawn_is_refused_at_once(home: Path, picture: str) -> None:
+    """A wrong ending or folder is told before anything is read."""
+    result = invoke(
+        evaluate.app, "--bundle", home, "-e", "x", "-i", "x", "--picture", home / picture
+    )
+    assert picture.split("/")[0] in said(result).detail
 
 
 def test_a_bundle_that_is_none_is_one_line(home: Path) -> None:

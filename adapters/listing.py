@@ -1,0 +1,178 @@
+"""The lists of every variant at positions of a log, made as a worker makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters import adapter, arrivals, baselines, experts, ranking, rerank
+from adapters.baselines import BASELINES, HISTORY, Baseline, Crowd
+from adapters.ease import Ease
+from adapters.episodes import Log
+from adapters.experts import Prior
+from adapters.features import NEVER
+from adapters.positions import Moment, Sequences, histories, interests_at, rebuilt_at, views
+from adapters.signals import Ints
+from adapters.types import Catalogue, Meta, UserView
+from adapters.walking import AT_ONCE, Delays, Step, arranged, walk
+
+MODELS = ("adapted", "steps off", "experts only", "encoder only")
+"""Variants of the model itself; `experts only` has no encoder, `encoder only` nothing else."""
+
+REBUILT = "rebuilt"
+"""The model with every adapter made anew from the support set, as after a change of the model."""
+
+STANDARD = (*MODELS, *BASELINES)
+"""The usual variants, the one that the others are compared with first."""
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How positions are scored."""
+
+    k: int = 10
+    horizon: int = 10  # the next positives that are relevant; 1 = the next one only
+    mask_seen: bool = True  # off where people buy the same again
+    moment: Moment = "request"
+    diversity: float = 0.0
+    diversities: tuple[float, ...] = ()  # of further variants, named by `diversified`
+    variants: tuple[str, ...] = STANDARD
+    baselines: Mapping[str, Baseline] = field(default_factory=lambda: BASELINES)
+    ease: Mapping[float, Ease] = field(default_factory=dict)  # by penalty, of earlier events
+    users: Ints | None = None  # whose positions count; None = everybody's
+    most: int | None = None  # positions, drawn evenly where there are more; None = all
+    seed: int = 0  # of that draw
+    delays: Delays = AT_ONCE
+    groups: Tensor | None = None  # [N, G] categories of items for calibration; None = of texts
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All variants."""
+        return (*self.variants, *map(diversified, self.diversities))
+
+
+def diversified(diversity: float) -> str:
+    """The variant whose lists are re-ranked for variety."""
+    return f"diversity {diversity:g}"
+
+
+def variant_meta(meta: Meta, variant: str) -> Meta:
+    """The model with only the experts that a variant keeps."""
+    encoder = torch.zeros(len(experts.names(meta.config)), device=meta["expert_weight"].device)
+    encoder[0] = 1.0
+    keep = {"experts only": 1 - encoder, "encoder only": encoder}.get(variant)
+    if keep is None:
+        return meta
+    changed = {
+        "expert_weight": meta["expert_weight"] * keep[:, None],
+        "expert_weight_zero": meta["expert_weight_zero"] * keep,
+    }
+    kept = replace(meta, tensors={**meta.tensors, **changed})
+    return rerank.without(kept) if variant == "encoder only" else rerank.keeping(kept, keep)
+
+
+def rank_all(
+    meta: Meta,
+    log: Log,
+    events: Ints,
+    catalogue: Catalogue,
+    prior: Prior | None,
+    options: Options,
+    progress: Progress | None,
+) -> dict[str, Ints]:
+    """Lists [n, k] of each variant at these places in the log [n], sorted by time."""
+    seq, delays = Sequences.of(log), options.delays
+    order, groups = arranged(seq, events, meta.config.bucket, delays)
+    events = events[order]
+    interests = _interests(meta, seq, events, catalogue, options)
+    out = {v: np.full((len(events), options.k), -1, np.int64) for v in options.names}
+    size = len(experts.names(meta.config))
+    alike = list(_alike(meta, options))
+    for step in walk(meta, seq, events, catalogue, prior, delays, groups):
+        part = step.inside
+        view = views(meta, seq, events[part], options.moment, options.mask_seen, size, delays.label)
+        asked = torch.from_numpy(log.times[events[part]])
+        view = arrivals.hide_unborn(view, step.prepared, step.shared.now, asked)
+        for variant, rows in _simple(step, seq, events[part], view, options):
+            out[variant][order[part]] = rows
+        for model, diversity, same in alike:
+            own = _side_by_side(view, [interests[variant][part] for variant in same])
+            ranked = ranking.rank_prepared(model, step.prepared, own, options.k, diversity)
+            parts = ranked.items.numpy().reshape(len(same), -1, options.k)
+            for variant, rows in zip(same, parts, strict=True):
+                out[variant][order[part]] = rows
+        if progress is not None:
+            progress(part.stop / len(events))
+    return out
+
+
+def _simple(
+    step: Step, seq: Sequences, events: Ints, view: UserView, options: Options
+) -> Iterator[tuple[str, Ints]]:
+    """The lists of the baselines."""
+    names = [v for v in options.variants if v not in (*MODELS, REBUILT)]
+    if not names:
+        return
+    crowd = _crowd(step, seq, events, options)
+    for name in names:
+        scores = options.baselines[name](crowd, view)
+        yield name, _best(crowd, view, scores, options.k).numpy()
+
+
+def _alike(meta: Meta, options: Options) -> Iterator[tuple[Meta, float, list[str]]]:
+    """Variants of the model that rank with the very same weights and diversity, together."""
+    names = [v for v in (*MODELS, REBUILT) if v in options.variants]
+    plain = [v for v in names if v not in ("experts only", "encoder only")]
+    if plain:
+        yield meta, options.diversity, plain
+    for name in (v for v in names if v not in plain):
+        yield variant_meta(meta, name), options.diversity, [name]
+    for diversity in options.diversities:
+        yield meta, diversity, [diversified(diversity)]
+
+
+def _side_by_side(view: UserView, interests: list[Tensor]) -> UserView:
+    """The same n users once for each of the interests [n, K, d]."""
+    users = torch.arange(len(view.shots)).repeat(len(interests))
+    own = replace(view, interests=interests[0])
+    return replace(ranking.select(own, users), interests=torch.cat(interests))
+
+
+def _interests(
+    meta: Meta, seq: Sequences, events: Ints, catalogue: Catalogue, options: Options
+) -> dict[str, Tensor]:
+    at = (seq, events, options.moment, catalogue.vectors, options.delays.label)
+    wanted = [v for v in (*MODELS, REBUILT) if v in options.variants]
+    wanted += map(diversified, options.diversities)
+    out: dict[str, Tensor] = {}
+    if any(v != "steps off" for v in wanted):
+        out = dict.fromkeys(wanted, interests_at(meta, *at))
+    if "steps off" in wanted:
+        out["steps off"] = interests_at(adapter.steps_off(meta), *at)
+    if REBUILT in wanted:
+        out[REBUILT] = rebuilt_at(meta, *at, own=out[REBUILT])
+    return out
+
+
+def _crowd(step: Step, seq: Sequences, events: Ints, options: Options) -> Crowd:
+    return Crowd(
+        prepared=step.prepared,
+        popularity=step.shared.popularity[: step.prepared.size],
+        totals=step.totals,
+        now=step.shared.now,
+        history=histories(seq, events, options.moment, HISTORY, options.delays.label),
+        ease=options.ease,
+    )
+
+
+def _best(crowd: Crowd, view: UserView, scores: Tensor, k: int) -> Tensor:
+    top, rows = ranking.top_k(baselines.mask(crowd, view, scores), min(k, crowd.prepared.size))
+    return torch.nn.functional.pad(
+        torch.where(top > NEVER / 2, rows, -1), (0, k - rows.shape[1]), value=-1
+    )
