@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adapters import episodes, evaluate, tuned
 from adapters.episodes import Log
@@ -166,3 +167,34 @@ def _cut(log: Log, data: DataSet, request: Request) -> Cuts:
         test=float(bucket_start(np.array([data.test_at]), 3_600.0)[0]),
         held_out=np.union1d(drawn, np.setdiff1d(rest.users, first.users)),
     )
+
+
+def varied(
+    world: World, diversities: Sequence[float], steps: int | None, reporter: Reporter
+) -> tuple[dict[float, Moments], Tensor]:
+    """Lists of the model with all defaults for each `ranking.diversity`, before the test begins.
+
+    Also the texts [N, T] that lists are varied by. The experts are fitted to one half of the users
+    held out and the lists are those of the other, so that neither half has a say in both.
+    """
+    cuts, request = world.cuts, _request(world.data, {"learning.steps": steps}, 0)
+    shuffled = np.random.default_rng(0).permutation(cuts.held_out)
+    fitting, judged = (np.sort(half) for half in np.array_split(shuffled, 2))
+    trained = _train(world, request, reporter)
+    with training.one_thread():
+        own = replace(cuts, held_out=fitting)
+        meta, _ = training.fit_weights(trained, world.text, world.items, own, request, reporter)
+        log, _ = episodes.split_time(cuts.log, cuts.test)
+        prior, catalogue = training.catalogue_at(
+            meta, trained, world.text, world.items, log, cuts.fit
+        )
+        options = replace(_options(world), users=judged, variants=("adapted",))
+        found = {}
+        for diversity in diversities:
+            judging = reporter.phase(f"judge diversity {diversity:g}")
+            with judging as advance, torch.inference_mode():
+                asked = replace(options, diversity=diversity)
+                found[diversity] = evaluate.positions(
+                    meta, log, cuts.fit, catalogue, prior, asked, _plain(advance)
+                )
+    return found, catalogue.text

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters import adapter, fast_weight, maml, sasrec
-from adapters.event_inputs import read_events
-from adapters.layers import rms
+from adapters.event_inputs import Events, read_events
+from adapters.layers import context, rms
 from adapters.types import Block, Meta, ModelConfig
 from tests.model.adapter_cases import (
     at,
@@ -33,6 +33,11 @@ def all_valid(block: Block) -> Block:
 
 
 # -- fast_weight ----------------------------------------------------------------------------------
+
+
+def writes(meta: Meta, events: Events) -> fast_weight._Writes:
+    """What these events write."""
+    return fast_weight._writes(meta, events, context(events.current, events.previous))
 
 
 def test_first_order_leaves_values_and_changes_gradients() -> None:
@@ -61,7 +66,7 @@ def test_first_order_is_the_step_with_a_constant_residual() -> None:
             weight = start["weight"]
             events = fast_weight._events(model, start, block, vectors)
             for key, value, size, decay in zip(
-                *(x.unbind(1) for x in fast_weight._writes(model, events)), strict=True
+                *(x.unbind(1) for x in writes(model, events)), strict=True
             ):
                 origin = model["adapter.start_weight"]
                 weight = origin + decay.exp()[..., None, None] * (weight - origin)
@@ -79,7 +84,7 @@ def test_without_decay_a_step_writes_at_its_key_alone() -> None:
     meta, vectors = make_meta("fast_weight", decay=False), make_vectors()
     state, _ = adapter.unroll(meta, adapter.init(meta, 2), make_block(2, 9), vectors)
     block = all_valid(make_block(2, 1, seed=8))
-    key = fast_weight._writes(meta, fast_weight._events(meta, state, block, vectors)).key[:, 0]
+    key = writes(meta, fast_weight._events(meta, state, block, vectors)).key[:, 0]
     moved = adapter.step(meta, state, block, vectors)["weight"] - state["weight"]
     across = moved - torch.einsum("nhvp,nhp,nhq->nhvq", moved, key, key)
     assert float(moved.abs().max()) > 0.01
