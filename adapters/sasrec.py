@@ -110,15 +110,19 @@ def unroll(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[Sta
 
 
 def read(meta: Meta, state: State) -> Tensor:
-    """Interests [n, K, d] of users in this state: encodes the window.
+    """Interests [n, K, d] of users in this state: encodes the window."""
+    return encode(meta, state, bands(meta.config)[1])
 
-    The second layer is asked at the newest input alone, the first where the second looks.
+
+def encode(meta: Meta, state: State, reach: int) -> Tensor:
+    """`read`, with the first layer at the newest `reach` places and the second at the newest one.
+
+    Where the second looks is enough; a SASRec whose layers see the whole window needs all of it.
     """
     stored = state["inputs"].to(meta["step_scale"].dtype)
     line = stored.flip(1)  # [n, w, d] oldest first, empty places in front
     place = torch.arange(line.shape[1], device=line.device)
     empty = place < line.shape[1] - state["length"][:, None]
-    reach = bands(meta.config)[1]
     first = layer(meta, 0, rms(line), reach, empty)
     hidden = layer(meta, 1, first, 1, empty[:, -reach:])[:, 0]
     return read_hidden(meta, hidden, stored[:, 0], stored[:, 1])

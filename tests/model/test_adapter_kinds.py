@@ -137,6 +137,14 @@ def test_sasrec_of_the_default_window_runs_beyond_it() -> None:
     torch.testing.assert_close(adapter.read(meta, state), interests[:, -1], atol=2e-5, rtol=0)
 
 
+def test_sasrec_encodes_no_more_than_the_second_layer_sees() -> None:
+    """The first layer at all places gives what it gives at those alone that are looked at."""
+    meta, vectors = make_meta("sasrec", window=11), make_vectors()
+    for events in (2, 6, 30):  # windows nearly empty, half full, full
+        state, _ = adapter.unroll(meta, adapter.init(meta, 4), make_block(4, events), vectors)
+        torch.testing.assert_close(sasrec.encode(meta, state, 11), adapter.read(meta, state))
+
+
 def test_sasrec_attends_as_textbooks_say() -> None:
     """One layer is softmax attention by head over earlier places, and a feed-forward part."""
     meta = make_meta("sasrec", window=20)
