@@ -1,7 +1,7 @@
 """Accuracy against variety: what `ranking.diversity` costs and brings, on validation positions.
 
-`python -m benchmarks.learning.frontier` trains one model on MovieTweetings; the test slice is not
-touched. The chosen point is the most variety whose loss of nDCG@10 stays below MOST_LOST.
+`python -m benchmarks.learning.frontier` trains on MovieTweetings; the test slice is not touched.
+The chosen point is the most variety whose loss of nDCG@10 stays below MOST_LOST.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,10 @@ MOST_LOST = 0.01
 """Share of nDCG@10 that variety may cost."""
 
 POSITIONS = 4_000
-"""Lists that are judged."""
+"""Lists of either half of the users that are judged, at most."""
+
+SEEDS = 3
+"""Models: what variety costs differs from one to the next by about as much as may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,39 +50,51 @@ class Point:
 
 
 def frontier(
-    folder: Path, steps: int | None, shown: Reporter, positions: int = POSITIONS
+    folder: Path,
+    steps: int | None,
+    shown: Reporter,
+    seeds: int = SEEDS,
+    positions: int = POSITIONS,
 ) -> list[Point]:
-    """All points; what was run before is read from `folder`.
+    """All points, means of the seeds; what was run before is read from `folder`.
 
     Raises `DataError` where the data is missing.
     """
     data = SETS["movietweetings"]
 
-    def make() -> Judged:
+    def make(seed: int) -> Judged:
         built = world.build(data, positions, shown)
-        return _judged(*world.varied(built, DIVERSITIES, steps, shown))
+        shown.say(f"{data.name}: frontier of variety, seed {seed}")
+        return _judged(*world.varied(built, DIVERSITIES, seed, steps, shown))
 
-    name = f"frontier, {DIVERSITIES}, steps {steps}, {positions} positions"
-    return points(Shelf(folder / data.name).get(name, make))
+    shelf, about = Shelf(folder / data.name), f"steps {steps}, {positions} positions"
+    return points(
+        [
+            shelf.get(f"frontier, {DIVERSITIES}, seed {seed}, {about}", partial(make, seed))
+            for seed in range(seeds)
+        ]
+    )
 
 
-def points(found: Judged) -> list[Point]:
-    """The figures of each diversity; the first is what the others are compared with."""
-    names = list(found.coverage)
-    plain = found.figures[names[0]][:, 0]
-    out = []
-    for name in names:
-        ndcg, variety = found.figures[name].T
-        out.append(
-            Point(
-                diversity=float(name),
-                ndcg=float(per_user(found.users, ndcg[:, None]).mean()),
-                change=compare(found.users, ndcg, plain),
-                variety=float(per_user(found.users, variety[:, None]).mean()),
-                coverage=found.coverage[name],
-            )
+def points(found: Sequence[Judged]) -> list[Point]:
+    """The figures of each diversity, means of runs on the same positions.
+
+    The first diversity is what the others are compared with.
+    """
+    users, names = found[0].users, list(found[0].coverage)
+    figures = {name: np.mean([run.figures[name] for run in found], axis=0) for name in names}
+    means = {name: per_user(users, both).mean(0) for name, both in figures.items()}
+    plain = figures[names[0]][:, 0]
+    return [
+        Point(
+            diversity=float(name),
+            ndcg=float(means[name][0]),
+            change=compare(users, figures[name][:, 0], plain),
+            variety=float(means[name][1]),
+            coverage=float(np.mean([run.coverage[name] for run in found])),
         )
-    return out
+        for name in names
+    ]
 
 
 def chosen(found: Sequence[Point]) -> float:
@@ -115,15 +131,18 @@ def text(found: Sequence[Point]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _judged(lists: dict[float, Moments], texts: Tensor) -> Judged:
+def _judged(halves: list[dict[float, Moments]], texts: Tensor) -> Judged:
+    """The figures of both halves of the users, one behind the other."""
     figures, coverage = {}, {}
-    for diversity, found in lists.items():
-        rows = found.lists["adapted"][:, : CUTOFFS[0]]
-        ndcg = found.figures("adapted", CUTOFFS[0])[:, 0]
+    for diversity in halves[0]:
+        parts = [half[diversity] for half in halves]
+        rows = np.concatenate([part.lists["adapted"][:, : CUTOFFS[0]] for part in parts])
+        ndcg = np.concatenate([part.figures("adapted", CUTOFFS[0])[:, 0] for part in parts])
         figures[f"{diversity:g}"] = np.stack([ndcg, variety(rows, texts.numpy())], 1)
         coverage[f"{diversity:g}"] = len(np.unique(rows[rows >= 0])) / len(texts)
-    one = next(iter(lists.values()))
-    return Judged(one.users, one.shots, np.zeros(len(one.users), bool), figures, coverage, {})
+    first = [next(iter(half.values())) for half in halves]
+    users, shots = (np.concatenate([getattr(m, n) for m in first]) for n in ("users", "shots"))
+    return Judged(users, shots, np.zeros(len(users), bool), figures, coverage, {})
 
 
 def variety(rows: Array, texts: Array) -> Array:
@@ -142,12 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the frontier and the chosen point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning.frontier")
     parser.add_argument("--steps", type=int, help="outer steps; default: the recipe's")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="models")
     parser.add_argument("--positions", type=int, default=POSITIONS, help="lists that are judged")
     parser.add_argument("--folder", type=Path, default=Path("var/evaluate"), help="of what was run")
     asked = parser.parse_args(argv)
     try:
         with reporter() as shown:
-            found = frontier(asked.folder, asked.steps, shown, asked.positions)
+            found = frontier(asked.folder, asked.steps, shown, asked.seeds, asked.positions)
     except InnerloopError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

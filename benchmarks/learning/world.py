@@ -170,31 +170,35 @@ def _cut(log: Log, data: DataSet, request: Request) -> Cuts:
 
 
 def varied(
-    world: World, diversities: Sequence[float], steps: int | None, reporter: Reporter
-) -> tuple[dict[float, Moments], Tensor]:
+    world: World, diversities: Sequence[float], seed: int, steps: int | None, reporter: Reporter
+) -> tuple[list[dict[float, Moments]], Tensor]:
     """Lists of the model with all defaults for each `ranking.diversity`, before the test begins.
 
-    Also the texts [N, T] that lists are varied by. The experts are fitted to one half of the users
-    held out and the lists are those of the other, so that neither half has a say in both.
+    Also the texts [N, T] that lists are varied by. The lists of each half of the users held out
+    are made with experts that were fitted to the other half.
     """
-    cuts, request = world.cuts, _request(world.data, {"learning.steps": steps}, 0)
-    shuffled = np.random.default_rng(0).permutation(cuts.held_out)
-    fitting, judged = (np.sort(half) for half in np.array_split(shuffled, 2))
+    request = _request(world.data, {"learning.steps": steps}, seed)
     trained = _train(world, request, reporter)
-    with training.one_thread():
-        own = replace(cuts, held_out=fitting)
-        meta, _ = training.fit_weights(trained, world.text, world.items, own, request, reporter)
-        log, _ = episodes.split_time(cuts.log, cuts.test)
-        prior, catalogue = training.catalogue_at(
-            meta, trained, world.text, world.items, log, cuts.fit
-        )
-        options = replace(_options(world), users=judged, variants=("adapted",))
-        found = {}
-        for diversity in diversities:
-            judging = reporter.phase(f"judge diversity {diversity:g}")
-            with judging as advance, torch.inference_mode():
+    log, _ = episodes.split_time(world.cuts.log, world.cuts.test)
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(world.cuts.held_out)
+    halves = [np.sort(half) for half in np.array_split(shuffled, 2)]
+    found, text = [], torch.zeros(0, 0)
+    for judged, fitting in (halves, halves[::-1]):
+        own = replace(world.cuts, log=log, held_out=fitting)
+        with training.one_thread():
+            meta, _ = training.fit_weights(trained, world.text, world.items, own, request, reporter)
+            prior, catalogue = training.catalogue_at(
+                meta, trained, world.text, world.items, log, own.fit
+            )
+            options = replace(_options(world), users=judged, variants=("adapted",))
+            lists = {}
+            for diversity in diversities:
                 asked = replace(options, diversity=diversity)
-                found[diversity] = evaluate.positions(
-                    meta, log, cuts.fit, catalogue, prior, asked, _plain(advance)
-                )
-    return found, catalogue.text
+                judging = reporter.phase(f"judge diversity {diversity:g}")
+                with judging as advance, torch.inference_mode():
+                    lists[diversity] = evaluate.positions(
+                        meta, log, own.fit, catalogue, prior, asked, _plain(advance)
+                    )
+        found.append(lists)
+        text = catalogue.text
+    return found, text

@@ -61,7 +61,9 @@ def test_points_are_means_over_users_relative_to_no_diversity() -> None:
         "0.5": np.array([[0.1, 0.5], [0.1, 0.5], [0.35, 0.7]]),
     }
     judged = Judged(users, users, users > 5, figures, {"0": 0.1, "0.5": 0.2}, {})
-    plain, varied = frontier.points(judged)
+    better = replace(judged, figures={**figures, "0.5": figures["0.5"] + [0.02, 0.0]})
+    worse = replace(judged, figures={**figures, "0.5": figures["0.5"] - [0.02, 0.0]})
+    plain, varied = frontier.points([better, worse])  # two seeds
     assert (plain.ndcg, plain.variety, plain.change.mean) == pytest.approx((0.3, 0.2, 0.0))
     assert (varied.diversity, varied.coverage) == (0.5, 0.2)
     assert varied.change.mean == pytest.approx(-0.25)
