@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adapters import fast_weight, gru, maml, sasrec
+from adapters import fast_weight, gru, maml, sasrec, sasrec_cached
 from adapters.types import Block, Field, Meta, ModelConfig, State
 
 __all__ = [
@@ -35,11 +35,11 @@ __all__ = [
 TRUST_RADIUS = 100.0
 """Largest Euclidean distance that one call may move any field of a user's adapter.
 
-Of a window of inputs, any place.
+Of a window of inputs or of what is kept of them, any place.
 """
 
 _FIXED_STEP = ("count", "time", "length")  # bookkeeping: not subject to the trust region
-_SHIFTED = ("inputs",)  # windows that an event shifts as a whole: each place counts for itself
+_BY_PLACE = ("inputs", *sasrec_cached.CACHES)  # a block replaces many: each counts for itself
 
 
 class Kind(Protocol):
@@ -66,7 +66,13 @@ class Kind(Protocol):
         """Interests of users in this state."""
 
 
-KINDS: dict[str, Kind] = {"fast_weight": fast_weight, "gru": gru, "maml": maml, "sasrec": sasrec}
+KINDS: dict[str, Kind] = {
+    "fast_weight": fast_weight,
+    "gru": gru,
+    "maml": maml,
+    "sasrec": sasrec,
+    "sasrec_cached": sasrec_cached,
+}
 """Kinds of adapters by the name that `ModelConfig.kind` gives."""
 
 
@@ -131,8 +137,8 @@ def refused(old: State, new: State) -> Tensor:
     bad = torch.zeros(old["count"].shape[0], dtype=torch.bool, device=old["count"].device)
     for name in old.keys() - set(_FIXED_STEP):
         moved = new[name].float() - old[name].float()
-        moved = moved.norm(dim=-1) if name in _SHIFTED else moved.flatten(1).norm(dim=1)[:, None]
-        bad |= ~(moved <= TRUST_RADIUS).all(1)  # a comparison with nan is False
+        places = moved if name in _BY_PLACE else moved.flatten(1)[:, None]
+        bad |= ~(places.norm(dim=-1) <= TRUST_RADIUS).flatten(1).all(1)  # nan <= r is False
     return bad
 
 
@@ -148,7 +154,7 @@ def guard(old: State, new: State) -> tuple[State, Tensor]:
 def steps_off(meta: Meta) -> Meta:
     """The same model whose inner steps have size zero: what the steps alone contribute.
 
-    The kinds `gru` and `sasrec` have no inner steps and stay as they are.
+    The kinds `gru`, `sasrec` and `sasrec_cached` have no inner steps and stay as they are.
     """
     zero = torch.zeros_like(meta["step_scale"])
     return Meta(config=meta.config, tensors={**meta.tensors, "step_scale": zero})

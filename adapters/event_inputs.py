@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adapters.layers import normal, normed
 from adapters.types import Block, Meta, ModelConfig, State
@@ -93,16 +94,16 @@ def _inputs(
     plain, by_value = meta["adapter.item_scale"]
     value = block.values[..., None].to(vectors.dtype)
     rows = vectors if len(vectors) else vectors.new_zeros(1, meta.config.dim)
-    item = normed(rows[block.items.clamp(min=0)])
+    item = normed(functional.embedding(block.items.clamp(min=0), rows))
     bucket = (1.0 + gap).log2().long().clamp(0, _GAPS - 2).masked_fill(first, _GAPS - 1)
     unknown = len(meta.config.actions)
     action = block.actions.masked_fill((block.actions < 0) | (block.actions >= unknown), unknown)
     inputs: Tensor = (
         item * (plain + by_value * value.tanh())
         + value * meta["adapter.value_input"]
-        + meta["adapter.action_input"][action]
-        + meta["adapter.gap_input"][bucket]
-        + meta["adapter.count_input"][shots]
+        + functional.embedding(action, meta["adapter.action_input"])
+        + functional.embedding(bucket, meta["adapter.gap_input"])
+        + functional.embedding(shots, meta["adapter.count_input"])
     )
     return inputs
 

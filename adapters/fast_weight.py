@@ -93,7 +93,8 @@ def init(meta: Meta, n: int, profile: Tensor | None) -> State:
 def step(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
     """One step on one event a user, in closed form: block [n, 1]."""
     events = _events(meta, state, block, vectors)
-    writes = _writes(meta, events)
+    latest = context(events.current, events.previous)
+    writes = _writes(meta, events, latest)
     key, value, size, log_decay = (x[:, 0] for x in writes)
     start = meta["adapter.start_weight"]
     before = state["weight"].to(start.dtype)
@@ -125,7 +126,8 @@ def _run(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State
         new = step(meta, state, block, vectors)
         return new, read(meta, new)[:, None]
     events = _events(meta, state, block, vectors)
-    writes = _writes(meta, events)
+    latest = context(events.current, events.previous)
+    writes = _writes(meta, events, latest)
     start = meta["adapter.start_weight"]
     moved = state["weight"].to(start.dtype) - start  # D before the block [n, H, v, p]
     key, value, size = (x.transpose(1, 2) for x in writes[:3])  # users, heads, events
@@ -134,31 +136,32 @@ def _run(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State
     error = _residuals(key, value, size[..., None], total, between, moved, start)  # [n, H, t, v]
     if meta.config.first_order:
         error = _first_order(error, key, value, size[..., None], total, between, moved, start)
-    recalled = _recall(meta, events, key, error, total, between, moved)
+    recalled = _recall(meta, latest, key, error, total, between, moved)
     tail = between[..., -1, :, None] * error  # [n, H, t, v]
     weight = start + total[..., -1, None, None].exp() * moved + tail.transpose(-1, -2) @ key
     stepped = events.valid.any(1)[:, None, None, None]
     weight = torch.where(stepped, weight, state["weight"].to(weight.dtype))
-    interests = _read_out(meta, events.current, events.previous, recalled)
+    interests = _read_out(meta, events.current, latest, recalled)
     return _after(state, events, weight), interests
 
 
 def read(meta: Meta, state: State) -> Tensor:
     """Interests [n, K, d] of users in this state."""
     last = state["last"].to(meta["step_scale"].dtype)
-    query = _queries(meta, context(last[:, 0], last[:, 1]))  # [n, K, H, p]
+    latest = rms(last).flatten(1)  # the `context` of both
+    query = _queries(meta, latest)  # [n, K, H, p]
     recalled = torch.einsum("nhvp,nkhp->nkhv", state["weight"].to(query.dtype), query)
-    return _read_out(meta, last[:, 0], last[:, 1], recalled)
+    return _read_out(meta, last[:, 0], latest, recalled)
 
 
 def _events(meta: Meta, state: State, block: Block, vectors: Tensor) -> Events:
     return read_events(meta, state, state["last"], block, vectors)
 
 
-def _writes(meta: Meta, events: Events) -> _Writes:
+def _writes(meta: Meta, events: Events, latest: Tensor) -> _Writes:
+    """What the events write; `latest` [n, t, 2 d] is their `context`."""
     c = meta.config
     hv, hp = c.heads * c.value_dim, c.heads * c.key_dim
-    latest = context(events.current, events.previous)
     mixed = latest @ meta["adapter.write"].T  # [n, t, H (p + v) + 2 H]
     key, rest = by_head(mixed[..., :hp], c.heads), mixed[..., hp:]
     rest = rest + meta["adapter.write_bias"]
@@ -213,7 +216,7 @@ def _first_order(
 
 def _recall(
     meta: Meta,
-    events: Events,
+    latest: Tensor,
     key: Tensor,
     error: Tensor,
     total: Tensor,
@@ -221,7 +224,7 @@ def _recall(
     moved: Tensor,
 ) -> Tensor:
     """W_t q_t of every place: [n, t, K, H, v]."""
-    query = _queries(meta, context(events.current, events.previous))  # [n, t, K, H, p]
+    query = _queries(meta, latest)  # [n, t, K, H, p]
     start = torch.einsum("hvp,ntkhp->ntkhv", meta["adapter.start_weight"], query)
     decayed = torch.einsum("nhvp,ntkhp->nhtkv", moved, query) * total[..., None, None].exp()
     match = torch.einsum("nhsp,ntkhp->nhtks", key, query) * between[..., :, None, :]
@@ -236,9 +239,11 @@ def _queries(meta: Meta, latest: Tensor) -> Tensor:
     return functional.normalize(query + bias, dim=-1)
 
 
-def _read_out(meta: Meta, current: Tensor, previous: Tensor, recalled: Tensor) -> Tensor:
-    """Interests [..., K, d] from what W recalls [..., K, H, v] and the latest inputs [..., d]."""
-    latest = context(current, previous)
+def _read_out(meta: Meta, current: Tensor, latest: Tensor, recalled: Tensor) -> Tensor:
+    """Interests [..., K, d] from what W recalls [..., K, H, v] and the newest input [..., d].
+
+    `latest` [..., 2 d] is the `context` of that and the one before.
+    """
     gate = functional.silu(latest @ meta["adapter.gate"].T)[..., None, :]  # [..., 1, H v]
     memory = rms(recalled).flatten(-2) * gate
     hidden = current[..., None, :] + memory @ meta["adapter.merge"].T

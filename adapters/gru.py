@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapters import event_inputs
 from adapters.event_inputs import Events, read_events
-from adapters.layers import context, linear, normal, read_out, read_out_tensors, rms
+from adapters.layers import linear, normal, read_hidden, read_out_tensors, rms
 from adapters.types import Block, Field, Meta, ModelConfig, State
 
 
@@ -63,13 +63,13 @@ def step(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
 def unroll(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State, Tensor]:
     """State after the block [n, t] and interests after each event [n, t, K, d]."""
     new, events, hidden = _run(meta, state, block, vectors)
-    return new, _interests(meta, hidden, events.current, events.previous)
+    return new, read_hidden(meta, hidden, events.current, events.previous)
 
 
 def read(meta: Meta, state: State) -> Tensor:
     """Interests [n, K, d] of users in this state."""
     last = state["last"].to(meta["step_scale"].dtype)
-    return _interests(meta, state["hidden"].to(last.dtype), last[:, 0], last[:, 1])
+    return read_hidden(meta, state["hidden"].to(last.dtype), last[:, 0], last[:, 1])
 
 
 def _run(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State, Events, Tensor]:
@@ -98,9 +98,3 @@ def _run(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State
         events,
         torch.stack(after, dim=1),
     )
-
-
-def _interests(meta: Meta, hidden: Tensor, current: Tensor, previous: Tensor) -> Tensor:
-    """Interests [..., K, d] from hidden units and the latest inputs, each [..., d]."""
-    asked = hidden[..., None, :] + meta["adapter.interest_query"]
-    return read_out(meta, asked, context(current, previous))

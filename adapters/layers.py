@@ -63,3 +63,9 @@ def read_out(meta: Meta, hidden: Tensor, latest: Tensor) -> Tensor:
     hidden = hidden + inner @ meta["adapter.contract"].T
     skip = (latest @ meta["adapter.skip"].T)[..., None, :]
     return rms(hidden) @ meta["adapter.interest"].T + skip + meta["adapter.interest_bias"]
+
+
+def read_hidden(meta: Meta, hidden: Tensor, current: Tensor, previous: Tensor) -> Tensor:
+    """Interests [..., K, d] from hidden units and the latest inputs, each [..., d]."""
+    asked = hidden[..., None, :] + meta["adapter.interest_query"]
+    return read_out(meta, asked, context(current, previous))

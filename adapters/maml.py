@@ -90,7 +90,14 @@ def init(meta: Meta, n: int, profile: Tensor | None) -> State:
 
 def step(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
     """The support set with one event more a user: block [n, 1]."""
-    return _append(meta, state, block, vectors)[0]
+    events = read_events(meta, state, state["inputs"][:, :2], block, vectors)
+    values = block.values[..., None].to(events.current.dtype)
+    return {
+        "inputs": windows.push(state["inputs"], events.current, events.valid),
+        "values": windows.push(state["values"][..., None], values, events.valid)[..., 0],
+        "count": events.shots,
+        "time": events.now,
+    }
 
 
 def unroll(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State, Tensor]:

@@ -42,6 +42,7 @@ class Recipe:
     averaging: float = 0.0  # decay of the running mean of the weights that is returned; 0 = off
     few_weight: float = 0.5  # of the support part's loss
     balance: float = 0.1  # weight of the pull to even use of several interests
+    diversity_weight: float = 0.0  # of `sameness` in the loss of every prediction
     id_dropout: float = 0.2
     vector_dropout: float = 0.5  # of the items that events bring in
     negatives: int = 2_000  # sampled items a batch, shared by its predictions
@@ -223,7 +224,10 @@ def losses(
     wanted = batch.targets >= 0
     owner, place = wanted.nonzero(as_tuple=True)
     chosen = interests[owner.to(device), batch.places[wanted].to(device)]  # [m, K, d]
-    nll = _nll(meta, chosen, vectors, batch, negatives, local, softmax)
+    nll, scores = _nll(meta, chosen, vectors, batch, negatives, local, softmax)
+    if recipe.diversity_weight:
+        text = towers.reduce_text(meta, known.text[local[negatives].to(device)])
+        nll = nll + recipe.diversity_weight * sameness(scores, text)
     query = batch.query[owner, place].to(device)
     meta_loss = _mean(nll, query)
     if chosen.shape[1] > 1:
@@ -247,11 +251,12 @@ def _nll(
     negatives: Tensor,
     local: Tensor,
     softmax: _Softmax,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """-log p(target) [m] over the catalogue without seen items; sampled ones stand for the rest.
 
-    A sampled item that is expected c times counts 1/c, so that the sum over the sample is an
-    unbiased estimate of the sum over the catalogue (logQ correction).
+    Also the scores [m, C] of the others, -inf = seen. A sampled item that is expected c times
+    counts 1/c, so that the sum over the sample is an unbiased estimate of the sum over the
+    catalogue (logQ correction).
     """
     device, wanted = vectors.device, batch.targets >= 0
     target = batch.targets[wanted]
@@ -270,7 +275,17 @@ def _nll(
             known = table[half_life][moment].float().to(device)
             scores = scores + weight[half_life] * known[:, negatives]
             right = right + weight[half_life] * known.gather(1, target[:, None])[:, 0]
-    return torch.logaddexp(right, scores.logsumexp(1)) - right
+    return torch.logaddexp(right, scores.logsumexp(1)) - right, scores
+
+
+def sameness(scores: Tensor, text: Tensor) -> Tensor:
+    """Expected similarity [m] of two items drawn from softmax(scores) [m, C]; text [C, T].
+
+    Intra-list similarity (Ziegler et al., "Improving Recommendation Lists Through Topic
+    Diversification", 2005) of a list that is a distribution: E_i E_j of the product of unit
+    vectors, which is the squared length of their mean.
+    """
+    return (scores.softmax(1) @ text).square().sum(1)
 
 
 def _best(interests: Tensor, vectors: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from adapters import event_inputs, windows
 from adapters.event_inputs import read_events
-from adapters.layers import by_head, context, linear, normal, read_out, read_out_tensors, rms
+from adapters.layers import by_head, linear, normal, read_hidden, read_out_tensors, rms
 from adapters.types import Block, Field, Meta, ModelConfig, State
 
 HEADS = 2
@@ -56,13 +56,13 @@ def new_tensors(config: ModelConfig, generator: torch.Generator) -> dict[str, Te
     """Untrained meta tensors."""
     d, g = config.dim, generator
     tensors = {"step_scale": torch.ones(()), **event_inputs.new_tensors(config, g)}
-    for layer, band in enumerate(_bands(config)):
+    for number, band in enumerate(bands(config)):
         tensors |= {
-            f"adapter.attend_{layer}": linear(g, 3 * d, d),  # query, key, value
-            f"adapter.distance_{layer}": torch.zeros(HEADS, band),
-            f"adapter.merge_{layer}": normal(g, d, d, std=0.5 * d**-0.5),
-            f"adapter.expand_{layer}": linear(g, 2 * d, d),
-            f"adapter.contract_{layer}": normal(g, d, 2 * d, std=0.5 * (2 * d) ** -0.5),
+            f"adapter.attend_{number}": linear(g, 3 * d, d),  # query, key, value
+            f"adapter.distance_{number}": torch.zeros(HEADS, band),
+            f"adapter.merge_{number}": normal(g, d, d, std=0.5 * d**-0.5),
+            f"adapter.expand_{number}": linear(g, 2 * d, d),
+            f"adapter.contract_{number}": normal(g, d, 2 * d, std=0.5 * (2 * d) ** -0.5),
         }
     return {
         **tensors,
@@ -84,7 +84,14 @@ def init(meta: Meta, n: int, profile: Tensor | None) -> State:
 
 def step(meta: Meta, state: State, block: Block, vectors: Tensor) -> State:
     """The window with one event more a user: block [n, 1]."""
-    return _append(meta, state, block, vectors)[0]
+    events = read_events(meta, state, state["inputs"][:, :2], block, vectors)
+    length = state["length"] + events.valid[:, 0].to(state["length"].dtype)
+    return {
+        "inputs": windows.push(state["inputs"], events.current, events.valid),
+        "length": length.clamp(max=meta.config.window),
+        "count": events.shots,
+        "time": events.now,
+    }
 
 
 def unroll(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[State, Tensor]:
@@ -96,18 +103,29 @@ def unroll(meta: Meta, state: State, block: Block, vectors: Tensor) -> tuple[Sta
     for begin in range(0, block.items.shape[1], _RUN):
         part = event_inputs.part(block, begin, begin + _RUN)
         state, line, ends = _append(meta, state, part, vectors)
-        hidden = _pick(_encode(meta, line, None), ends - 1)  # [n, t, d]
-        runs.append(_interests(meta, hidden, line, ends))
+        hidden = _pick(_encode(meta, line), ends - 1)  # [n, t, d]
+        current, previous = windows.latest(line, ends, 2).unbind(2)
+        runs.append(read_hidden(meta, hidden, current, previous))
     return state, torch.cat(runs, dim=1)
 
 
 def read(meta: Meta, state: State) -> Tensor:
     """Interests [n, K, d] of users in this state: encodes the window."""
+    return encode(meta, state, bands(meta.config)[1])
+
+
+def encode(meta: Meta, state: State, reach: int) -> Tensor:
+    """`read`, with the first layer at the newest `reach` places and the second at the newest one.
+
+    Where the second looks is enough; a SASRec whose layers see the whole window needs all of it.
+    """
     stored = state["inputs"].to(meta["step_scale"].dtype)
-    nothing = torch.zeros(len(stored), 0, dtype=torch.bool, device=stored.device)
-    line, _ = windows.append(stored, state["length"], stored[:, :0], nothing)
-    ends = state["length"].long()[:, None]
-    return _interests(meta, _encode(meta, line, ends - 1), line, ends)[:, 0]
+    line = stored.flip(1)  # [n, w, d] oldest first, empty places in front
+    place = torch.arange(line.shape[1], device=line.device)
+    empty = place < line.shape[1] - state["length"][:, None]
+    first = layer(meta, 0, rms(line), reach, empty)
+    hidden = layer(meta, 1, first, 1, empty[:, -reach:])[:, 0]
+    return read_hidden(meta, hidden, stored[:, 0], stored[:, 1])
 
 
 def _append(
@@ -126,50 +144,55 @@ def _append(
     return new, line, ends
 
 
-def _bands(config: ModelConfig) -> tuple[int, int]:
+def bands(config: ModelConfig) -> tuple[int, int]:
     """How many places back each layer attends, its own included."""
     first = config.window // 2
     return first, config.window - first + 1
 
 
-def _encode(meta: Meta, line: Tensor, at: Tensor | None) -> Tensor:
-    """Outputs [n, Q, d] of both layers at some places [n, Q] of the inputs [n, L, d], or at all."""
-    return _layer(meta, 1, _layer(meta, 0, rms(line), None), at)
+def _encode(meta: Meta, line: Tensor) -> Tensor:
+    """Outputs of both layers at all places of the inputs [n, L, d]."""
+    size = line.shape[1]
+    return layer(meta, 1, layer(meta, 0, rms(line), size), size)
 
 
-def _layer(meta: Meta, layer: int, x: Tensor, at: Tensor | None) -> Tensor:
-    """Attention and a feed-forward part at some places [n, Q] of x [n, L, d], or at all."""
-    d = x.shape[-1]
-    here, weight = x if at is None else _pick(x, at), meta[f"adapter.attend_{layer}"]
-    query = by_head(rms(here) @ weight[:d].T, HEADS).transpose(1, 2)  # [n, H, Q, d / H]
+def layer(meta: Meta, number: int, x: Tensor, last: int, empty: Tensor | None = None) -> Tensor:
+    """Attention and a feed-forward part at the `last` places of x [n, L, d]: [n, last, d].
+
+    Nobody but themselves attends to `empty` places [n, L] bool; what comes out there is undefined.
+    """
+    d, here = x.shape[-1], x[:, x.shape[1] - last :]
+    weight = meta[f"adapter.attend_{number}"]
+    query = by_head(rms(here) @ weight[:d].T, HEADS).transpose(1, 2)  # [n, H, last, d / H]
     key, value = by_head(rms(x) @ weight[d:].T, 2 * HEADS).transpose(1, 2).chunk(2, dim=1)
     places = torch.arange(x.shape[1], device=x.device)
-    bias = _bias(meta[f"adapter.distance_{layer}"], places[None] if at is None else at, places)
-    scores = query @ key.transpose(-1, -2) / math.sqrt(d // HEADS) + bias  # [n, H, Q, L]
+    distance = places[len(places) - last :, None] - places  # [last, L]
+    bias = _bias(meta[f"adapter.distance_{number}"], distance)
+    if empty is not None:
+        hidden = empty[:, None] & (distance != 0)  # [n, last, L]
+        bias = torch.where(hidden[:, None], -math.inf, bias)
+    scores = query @ key.transpose(-1, -2) / math.sqrt(d // HEADS) + bias  # [n, H, last, L]
     attended = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-    here = here + attended @ meta[f"adapter.merge_{layer}"].T
-    inner = functional.silu(rms(here) @ meta[f"adapter.expand_{layer}"].T)
-    return here + inner @ meta[f"adapter.contract_{layer}"].T
+    return feed_forward(meta, number, here, attended)
 
 
-def _bias(by_distance: Tensor, at: Tensor, places: Tensor) -> Tensor:
-    """What is added to attention from `at` [n or 1, Q] to places [L]: [n or 1, H, Q, L].
+def feed_forward(meta: Meta, number: int, here: Tensor, attended: Tensor) -> Tensor:
+    """A layer's output [..., d] from its input [..., d] and what its heads gathered [..., d]."""
+    here = here + attended @ meta[f"adapter.merge_{number}"].T
+    inner = functional.silu(rms(here) @ meta[f"adapter.expand_{number}"].T)
+    return here + inner @ meta[f"adapter.contract_{number}"].T
+
+
+def _bias(by_distance: Tensor, distance: Tensor) -> Tensor:
+    """What is added to attention at distances [Q, L]: [H, Q, L].
 
     Learned by distance [H, band], and -inf outside the band.
     """
-    distance = at[..., None] - places  # [n or 1, Q, L]
     band = by_distance.shape[1]
-    bias = by_distance[:, distance.clamp(0, band - 1)].transpose(0, 1)
-    return bias.masked_fill(((distance < 0) | (distance >= band))[:, None], -math.inf)
+    bias = by_distance[:, distance.clamp(0, band - 1)]
+    return bias.masked_fill((distance < 0) | (distance >= band), -math.inf)
 
 
 def _pick(x: Tensor, at: Tensor) -> Tensor:
     """Rows [n, Q, d] of x [n, L, d] at places [n, Q]."""
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
-
-
-def _interests(meta: Meta, hidden: Tensor, line: Tensor, ends: Tensor) -> Tensor:
-    """Interests [n, t, K, d] from the outputs [n, t, d] at the ends [n, t] of the line."""
-    current, previous = windows.latest(line, ends, 2).unbind(2)
-    asked = hidden[..., None, :] + meta["adapter.interest_query"]
-    return read_out(meta, asked, context(current, previous))

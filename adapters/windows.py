@@ -31,3 +31,13 @@ def latest(line: Tensor, ends: Tensor, size: int) -> Tensor:
     where = at.clamp(min=0).flatten(1)[..., None].expand(-1, -1, line.shape[2])
     rows = line.gather(1, where).view(*at.shape, line.shape[2])
     return torch.where((at >= 0)[..., None], rows, 0.0)
+
+
+def push(stored: Tensor, new: Tensor, valid: Tensor) -> Tensor:
+    """The window with one row more: stored [n, w, f] newest first, new [n, 1, f], valid [n, 1].
+
+    What `append` and `latest` give for one event, at a fraction of the cost; without a valid row a
+    window stays as it is.
+    """
+    shifted = torch.cat([new, stored[:, :-1].to(new.dtype)], dim=1)
+    return torch.where(valid[..., None], shifted, stored.to(new.dtype))

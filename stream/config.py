@@ -201,6 +201,9 @@ class Learning(Section):
         "all", description="`text`: no id embedding; `id`: neither text nor attributes"
     )
     few_weight: float = Field(0.5, ge=0, le=10, description="weight of the support part's loss")
+    diversity_weight: float = Field(
+        0.0, ge=0, le=100, description="weight of a loss on lists of items alike"
+    )
     steps: int | None = Field(
         None, ge=1, description="outer steps; unset: as many as fit into --budget"
     )

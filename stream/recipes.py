@@ -34,6 +34,7 @@ def recipe(settings: config.Settings) -> Recipe:
         usual,
         steps=learning.steps or usual.steps,
         few_weight=learning.few_weight,
+        diversity_weight=learning.diversity_weight,
         inner_loop=learning.inner_loop,
         silent=_SILENT[learning.item_features],
         draw=replace(usual.draw, repeat=not settings.ranking.exclude_seen),

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning import goals, tables
+from benchmarks.learning import frontier, goals, speed, tables
+from benchmarks.learning.frontier import Point
 from benchmarks.learning.goals import SetResult, Verdict
 from benchmarks.learning.rows import OWN, ROWS
 from benchmarks.learning.runs import Plan, Runs
 from benchmarks.learning.sets import SETS
+from benchmarks.learning.speed import Cost
 from stream.errors import InnerloopError
 from stream.progress import reporter
 
@@ -34,20 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with reporter() as shown:
             found = [Runs(SETS[name], plan, shown).result(rows) for name in names]
+            whole = not (arguments.quick or arguments.sets)
+            varied = frontier.frontier(plan.folder, plan.steps, shown) if whole else []
     except InnerloopError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    told = goals.verdicts(found)
+    costs = speed.measure()
+    told = [*goals.verdicts(found), *speed.verdicts(costs), *frontier.verdicts(varied)]
     for own in found:
         sys.stdout.write(f"\n{own.name}\n\n{tables.text(own)}\n")
+    sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
-    _write(arguments, found, told)
+    if whole:
+        _write(arguments, found, told, costs, varied)
     return 0
 
 
-def _write(arguments: argparse.Namespace, found: list[SetResult], told: list[Verdict]) -> None:
-    if arguments.quick or arguments.sets:
-        return
+def _write(
+    arguments: argparse.Namespace,
+    found: list[SetResult],
+    told: list[Verdict],
+    costs: list[Cost],
+    varied: list[Point],
+) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -57,6 +68,8 @@ def _write(arguments: argparse.Namespace, found: list[SetResult], told: list[Ver
         "command": "make evaluate",
         "seeds": arguments.seeds,
         "verdicts": [asdict(verdict) for verdict in told],
+        "speed": [asdict(cost) for cost in costs],
+        "diversity": [asdict(point) for point in varied],
         "sets": {own.name: _figures(own) for own in found},
     }
     path = RESULTS / "learning.json"

@@ -33,5 +33,6 @@ ROWS = (
     Row("4 interests", {"learning.interests": 4}),
     Row("no L_few", {"learning.few_weight": 0.0}),
     Row("L_few x 2", {"learning.few_weight": 1.0}),
+    Row("variety in the loss", {"learning.diversity_weight": 5.0}),
 )
 """All trainings; order is that of the tables."""

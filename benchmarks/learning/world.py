@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adapters import episodes, evaluate, tuned
 from adapters.episodes import Log
@@ -118,9 +119,7 @@ def news(world: World, found: Moments) -> np.ndarray:
 
 
 def _options(world: World) -> Options:
-    return Options(
-        k=20, most=world.most, mask_seen=not world.data.repeats
-    )
+    return Options(k=20, most=world.most, mask_seen=not world.data.repeats)
 
 
 def _request(data: DataSet, changes: Mapping[str, object], seed: int) -> Request:
@@ -161,3 +160,38 @@ def _cut(log: Log, data: DataSet, request: Request) -> Cuts:
         test=float(bucket_start(np.array([data.test_at]), 3_600.0)[0]),
         held_out=np.union1d(drawn, np.setdiff1d(rest.users, first.users)),
     )
+
+
+def varied(
+    world: World, diversities: Sequence[float], seed: int, steps: int | None, reporter: Reporter
+) -> tuple[list[dict[float, Moments]], Tensor]:
+    """Lists of the model with all defaults for each `ranking.diversity`, before the test begins.
+
+    Also the texts [N, T] that lists are varied by. The lists of each half of the users held out
+    are made with experts that were fitted to the other half.
+    """
+    request = _request(world.data, {"learning.steps": steps}, seed)
+    trained = _train(world, request, reporter)
+    log, _ = episodes.split_time(world.cuts.log, world.cuts.test)
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(world.cuts.held_out)
+    halves = [np.sort(half) for half in np.array_split(shuffled, 2)]
+    found, text = [], torch.zeros(0, 0)
+    for judged, fitting in (halves, halves[::-1]):
+        own = replace(world.cuts, log=log, held_out=fitting)
+        with training.one_thread():
+            meta, _ = training.fit_weights(trained, world.text, world.items, own, request, reporter)
+            prior, catalogue = training.catalogue_at(
+                meta, trained, world.text, world.items, log, own.fit
+            )
+            options = replace(_options(world), users=judged, variants=("adapted",))
+            lists = {}
+            for diversity in diversities:
+                asked = replace(options, diversity=diversity)
+                judging = reporter.phase(f"judge diversity {diversity:g}")
+                with judging as advance, torch.inference_mode():
+                    lists[diversity] = evaluate.positions(
+                        meta, log, own.fit, catalogue, prior, asked, _plain(advance)
+                    )
+        found.append(lists)
+        text = catalogue.text
+    return found, text

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters import adapter, fast_weight
+from adapters.layers import context
 from adapters.types import Meta, ModelConfig
 from tests.model.adapter_cases import at, make_block, make_vectors, on_block
 
@@ -37,7 +38,9 @@ def test_step_is_the_gradient_of_the_inner_loss(meta: Meta, vectors: Tensor) -> 
     block = replace(make_block(1, 1), items=torch.tensor([[5]]), mask=torch.tensor([[True]]))
     state, _ = adapter.unroll(meta, adapter.init(meta, 1), make_block(1, 10, seed=9), vectors)
     events = fast_weight._events(meta, state, block, vectors)
-    key, value, size, log_decay = (x[0, 0].double() for x in fast_weight._writes(meta, events))
+    latest = context(events.current, events.previous)
+    writes = fast_weight._writes(meta, events, latest)
+    key, value, size, log_decay = (x[0, 0].double() for x in writes)
     start = meta["adapter.start_weight"].double()
     decayed = start + log_decay.exp()[:, None, None] * (state["weight"][0].double() - start)
 

@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gru", {"interests": 3}),
     ("maml", {"interests": 3, "first_order": True, "proximal": 0.5}),
     ("sasrec", {"interests": 3, "window": 2}),
+    ("sasrec_cached", {"interests": 3, "window": 2}),
 ]
 
 
@@ -80,7 +81,7 @@ def test_outer_gradient_of_the_parallel_form_is_that_of_steps(meta: Meta, vector
         assert bool(parallel[name].isfinite().all()), name
         torch.testing.assert_close(parallel[name], steps[name], atol=1e-8, rtol=1e-6)
     unused = {k for k in meta.tensors if k not in parallel or not parallel[k].any()}
-    options = {"step_scale"} if meta.config.kind in ("gru", "sasrec") else set()
+    options = {"step_scale"} if meta.config.kind in ("gru", "sasrec", "sasrec_cached") else set()
     options |= set() if meta.config.decay else {"adapter.decay_by_days"}
     options |= {"adapter.distance_0"} if meta.config.window == 2 else set()  # sees one place
     assert unused <= options

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters import adapter, fast_weight, maml, sasrec
-from adapters.event_inputs import read_events
-from adapters.layers import rms
+from adapters.event_inputs import Events, read_events
+from adapters.layers import context, rms
 from adapters.types import Block, Meta, ModelConfig
 from tests.model.adapter_cases import (
+    at,
     distance,
     double,
     gradients,
@@ -32,6 +33,11 @@ def all_valid(block: Block) -> Block:
 
 
 # -- fast_weight ----------------------------------------------------------------------------------
+
+
+def writes(meta: Meta, events: Events) -> fast_weight._Writes:
+    """What these events write."""
+    return fast_weight._writes(meta, events, context(events.current, events.previous))
 
 
 def test_first_order_leaves_values_and_changes_gradients() -> None:
@@ -60,7 +66,7 @@ def test_first_order_is_the_step_with_a_constant_residual() -> None:
             weight = start["weight"]
             events = fast_weight._events(model, start, block, vectors)
             for key, value, size, decay in zip(
-                *(x.unbind(1) for x in fast_weight._writes(model, events)), strict=True
+                *(x.unbind(1) for x in writes(model, events)), strict=True
             ):
                 origin = model["adapter.start_weight"]
                 weight = origin + decay.exp()[..., None, None] * (weight - origin)
@@ -78,7 +84,7 @@ def test_without_decay_a_step_writes_at_its_key_alone() -> None:
     meta, vectors = make_meta("fast_weight", decay=False), make_vectors()
     state, _ = adapter.unroll(meta, adapter.init(meta, 2), make_block(2, 9), vectors)
     block = all_valid(make_block(2, 1, seed=8))
-    key = fast_weight._writes(meta, fast_weight._events(meta, state, block, vectors)).key[:, 0]
+    key = writes(meta, fast_weight._events(meta, state, block, vectors)).key[:, 0]
     moved = adapter.step(meta, state, block, vectors)["weight"] - state["weight"]
     across = moved - torch.einsum("nhvp,nhp,nhq->nhvq", moved, key, key)
     assert float(moved.abs().max()) > 0.01
@@ -131,6 +137,14 @@ def test_sasrec_of_the_default_window_runs_beyond_it() -> None:
     torch.testing.assert_close(adapter.read(meta, state), interests[:, -1], atol=2e-5, rtol=0)
 
 
+def test_sasrec_encodes_no_more_than_the_second_layer_sees() -> None:
+    """The first layer at all places gives what it gives at those alone that are looked at."""
+    meta, vectors = make_meta("sasrec", window=11), make_vectors()
+    for events in (2, 6, 30):  # windows nearly empty, half full, full
+        state, _ = adapter.unroll(meta, adapter.init(meta, 4), make_block(4, events), vectors)
+        torch.testing.assert_close(sasrec.encode(meta, state, 11), adapter.read(meta, state))
+
+
 def test_sasrec_attends_as_textbooks_say() -> None:
     """One layer is softmax attention by head over earlier places, and a feed-forward part."""
     meta = make_meta("sasrec", window=20)
@@ -150,7 +164,7 @@ def test_sasrec_attends_as_textbooks_say() -> None:
             here = x[user, place] + meta["adapter.merge_0"] @ torch.cat(heads)
             inner = functional.silu(meta["adapter.expand_0"] @ rms(here))
             expected[user, place] = here + meta["adapter.contract_0"] @ inner
-    torch.testing.assert_close(sasrec._layer(meta, 0, x, None), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sasrec.layer(meta, 0, x, 7), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_sliding_window_is_no_blow_up() -> None:
@@ -161,6 +175,38 @@ def test_a_sliding_window_is_no_blow_up() -> None:
     new, _ = adapter.unroll(meta, old, make_block(2, 90, seed=8), vectors)
     assert float((new["inputs"] - old["inputs"]).flatten(1).norm(dim=1).min()) > 100.0
     assert not bool(adapter.refused(old, new).any())
+
+
+@pytest.mark.parametrize("window", [2, 3, 9, 64])
+def test_cached_sasrec_is_sasrec(window: int) -> None:
+    """Kept keys and values give what encoding the window anew gives, masked places and all."""
+    plain = make_meta("sasrec", window=window, interests=2)
+    cached = replace(plain, config=replace(plain.config, kind="sasrec_cached"))
+    block, vectors = make_block(5, window + 30), make_vectors()
+    profile = torch.stack([vectors[i] * (i > 0) for i in range(5)])
+    one, other = (adapter.init(m, 5, profile) for m in (plain, cached))
+    torch.testing.assert_close(adapter.read(plain, one), adapter.read(cached, other))
+    for place in range(window + 30):
+        one, other = (
+            adapter.step(m, s, at(block, place), vectors)
+            for m, s in ((plain, one), (cached, other))
+        )
+        left, right = adapter.read(plain, one), adapter.read(cached, other)
+        torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "maml"])
+def test_one_event_moves_a_window_as_a_block_does(kind: str) -> None:
+    """A step gives the very window that the way for blocks gives, half empty or full."""
+    meta, vectors = make_meta(kind), make_vectors()
+    state = adapter.init(meta, 6)
+    for place in range(14):
+        block = at(make_block(6, 14), place)
+        module = {"sasrec": sasrec, "maml": maml}[kind]
+        blockwise, *_ = module._append(meta, state, block, vectors)
+        state = adapter.step(meta, state, block, vectors)
+        assert state.keys() == blockwise.keys()
+        assert all(torch.equal(state[k], blockwise[k]) for k in state)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +320,7 @@ def test_steps_off_keeps_kinds_without_inner_steps(kind: str) -> None:
     off = adapter.steps_off(meta)
     state, interests = adapter.unroll(meta, adapter.init(meta, 3), block, vectors)
     still, same = adapter.unroll(off, adapter.init(off, 3), block, vectors)
-    assert torch.equal(interests, same) == (kind in ("gru", "sasrec"))
+    assert torch.equal(interests, same) == (kind in ("gru", "sasrec", "sasrec_cached"))
     assert torch.equal(state["count"], still["count"])
 
 
