@@ -117,9 +117,13 @@ def _with(meta: Meta, weight: Tensor, zero: Tensor) -> Meta:
 
 
 def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Tensor, float, float]:
-    """Weights [E, 4] for users with shots, [E] for those without, loss, loss of the defaults."""
-    default = meta["expert_weight"]
-    importance = per_user(sample.users, options.weighting)
+    """Weights [E, 4] for users with shots, [E] for those without, loss, loss of the defaults.
+
+    In twice the precision: where the minimum is flat, rounding would decide.
+    """
+    sample = Sample(*(_double(getattr(sample, name)) for name in Sample.__slots__))
+    default = meta["expert_weight"].double()
+    importance = per_user(sample.users, options.weighting).double()
     pull = options.pull * (_variance(sample) + 0.1)
     scale = 1 / (_variance(sample) + 0.1)
 
@@ -149,7 +153,11 @@ def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Ten
             scale,
             options.steps,
         )
-    return fitted, zero, float(warm(fitted)), float(warm(default))
+    return fitted.float(), zero.float(), float(warm(fitted)), float(warm(default))
+
+
+def _double(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
 
 
 def _collect(meta: Meta, history: History, users: Ints) -> Sample | None:

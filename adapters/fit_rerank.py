@@ -49,16 +49,17 @@ def fit(meta: Meta, history: History, users: Ints) -> Meta:
         return meta
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
     scale = _spread(looks) + SPREAD
-    weight = per_user(looks.users, history.options.weighting)
-    scaled = looks._replace(values=looks.values / scale)
-    start = torch.zeros(len(scale), rerank.CIRCUMSTANCES)
+    weight = per_user(looks.users, history.options.weighting).double()
+    # twice the precision: where the minimum is flat, rounding would decide
+    scaled = looks._replace(values=(looks.values / scale).double(), context=looks.context.double())
+    start = torch.zeros(len(scale), rerank.CIRCUMSTANCES, dtype=torch.float64)
     found = minimise(
         lambda w: loss(w, scaled, weight) + PULL * w.square().sum(),
         start,
         torch.ones_like(start),
         STEPS,
     )
-    tensors = {**meta.tensors, **rerank.with_weights(found / scale[:, None])}
+    tensors = {**meta.tensors, **rerank.with_weights(found.float() / scale[:, None])}
     return Meta(meta.config, tensors)
 
 

@@ -62,5 +62,5 @@ def _updated(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
     curvature = float(step @ change)
     if curvature < 1e-9:
         return inverse
-    left = torch.eye(len(step)) - torch.outer(step, change) / curvature
+    left = torch.eye(len(step), dtype=step.dtype) - torch.outer(step, change) / curvature
     return left @ inverse @ left.T + torch.outer(step, step) / curvature
