@@ -202,7 +202,32 @@ class Learning(Section):
     )
     few_weight: float = Field(0.5, ge=0, le=10, description="weight of the support part's loss")
     steps: int | None = Field(
-        None, ge=1, description="outer steps; unset: as many as fit into --budget"
+        None,
+        ge=1,
+        description="outer steps at most; unset: 600, or as many as fit into --budget",
+    )
+    batch: int = Field(64, ge=1, le=4_096, description="episodes of an outer step")
+    learning_rate: float = Field(
+        3e-3,
+        gt=0,
+        le=1,
+        description="of AdamW at its peak: 3% of the run rise to it, then a cosine",
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="of AdamW, times the learning rate")
+    averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay a step of the mean of all weights, which is checked and kept; 0 = off",
+    )
+    patience: int | None = Field(
+        8,
+        ge=1,
+        description="checks on held-out users, one every 25 steps, without anything better that "
+        "end the outer loop; unset: it never stops early",
+    )
+    checkpoint_s: float = Field(
+        20.0, ge=0, description="seconds between checkpoints, from which --resume goes on"
     )
 
 

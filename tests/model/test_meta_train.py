@@ -11,7 +11,8 @@ import torch
 
 from adapters import adapter, episodes, meta_train, offsets, towers
 from adapters.episodes import Draw, Log
-from adapters.meta_train import Progress, Recipe
+from adapters.meta_train import Recipe
+from adapters.outer_loop import Progress
 from adapters.types import ModelConfig
 
 CONFIG = ModelConfig(
