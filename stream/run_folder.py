@@ -57,7 +57,7 @@ class About:
     interactions: int
     users: int
     catalogue: int  # items
-    digest: str  # of all events, items and vectors
+    data_digest: str  # of all events, items and vectors
 
 
 class RunFolder:
@@ -106,7 +106,7 @@ class RunFolder:
         before = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
         used = yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8"))
         kept, now = _facts(before, used), _facts(asdict(about), settings.model_dump(mode="json"))
-        for name in sorted(kept.keys() | now.keys()):
+        for name in {**kept, **now}:
             if kept.get(name) != now.get(name):
                 raise ResumeError(
                     f"{self.path}: {name} was {_said(kept.get(name))}, now it is "

@@ -254,7 +254,7 @@ def _about(request: Request, log: Log, rows: ItemRows) -> About:
         interactions=len(log),
         users=len(np.unique(log.users)),
         catalogue=len(rows),
-        digest=digest.hexdigest(),
+        data_digest=digest.hexdigest(),
     )
 
 
