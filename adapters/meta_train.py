@@ -44,9 +44,9 @@ class Recipe:
     weight_decay: float = 0.01
     warm_up: float = 0.03  # of the run
     clip: float = 1.0  # largest norm of the gradient
-    averaging: float = 0.0  # decay of the running mean of the weights that is returned; 0 = off
-    check_every: int = 25  # steps between checks on users that are held out
-    patience: int | None = 8  # checks without anything better that end the run; None = never
+    averaging: float = 0.99  # decay a step of the mean of the weights that is returned; 0 = off
+    check_every: int = 50  # steps between checks on users that are held out
+    patience: int | None = 4  # checks without anything better that end the run; None = never
     few_weight: float = 0.5  # of the support part's loss
     id_dropout: float = 0.2
     vector_dropout: float = 0.5  # of the items that events bring in

@@ -193,8 +193,13 @@ def _step(state: _Run, loss: Loss, recipe: Recipe, rate: float) -> dict[str, flo
 
 @torch.no_grad()
 def _average(mean: list[Tensor], leaves: list[Tensor], decay: float, step: int) -> None:
-    """The mean of all weights so far, those k steps ago weighted by decay^k (Adam's correction)."""
-    torch._foreach_lerp_(mean, leaves, (1 - decay) / (1 - decay**step))
+    """The mean of all weights so far, the older the less; no start at zero has to be corrected.
+
+    A young mean reaches back over a quarter of the run and so leaves the first steps behind
+    (polynomial decay: Shamir and Zhang, 2013), an old one over 1 / (1 - decay) steps.
+    """
+    share = max(1 - decay, 4 / (step + 3)) if decay else 1.0
+    torch._foreach_lerp_(mean, leaves, share)
 
 
 @torch.no_grad()

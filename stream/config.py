@@ -182,7 +182,9 @@ class Model(Section):
     bundle: str | None = Field(None, description="any fsspec address of a bundle folder")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA where it works")
     threads: int = Field(
-        0, ge=0, description="on the CPU; 0 = one in a worker, all cores in training"
+        0,
+        ge=0,
+        description="on the CPU; 0 = one, and all cores where `train` encodes items",
     )
 
 
@@ -215,15 +217,15 @@ class Learning(Section):
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="of AdamW, times the learning rate")
     averaging: float = Field(
-        0.0,
+        0.99,
         ge=0,
         lt=1,
         description="decay a step of the mean of all weights, which is checked and kept; 0 = off",
     )
     patience: int | None = Field(
-        8,
+        4,
         ge=1,
-        description="checks on held-out users, one every 25 steps, without anything better that "
+        description="checks on held-out users, one every 50 steps, without anything better that "
         "end the outer loop; unset: it never stops early",
     )
     checkpoint_s: float = Field(

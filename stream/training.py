@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,11 +138,16 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """One torch thread: many small products wait for each other's threads longer than they run."""
+    return threads(1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many torch threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -200,7 +205,8 @@ def outer_loop(
     """
     first, rest = episodes.split_time(cuts.log, cuts.fit)
     episodes.refuse_leakage(first, rest)
-    with reporter.phase("meta-train the inner loop") as advance:
+    count = request.settings.model.threads or 1  # one: the same model on any number of cores
+    with reporter.phase("meta-train the inner loop") as advance, threads(count):
         try:
             return meta_train.train(
                 first,

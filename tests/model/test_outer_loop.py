@@ -16,7 +16,7 @@ from adapters.meta_train import Recipe
 from adapters.outer_loop import Clock, Progress, Snapshot, SnapshotError, Task
 from adapters.types import Meta, ModelConfig
 
-RECIPE = Recipe(learning_rate=0.05, few_weight=0.0, check_every=2, patience=3)
+RECIPE = Recipe(learning_rate=0.05, few_weight=0.0, averaging=0.0, check_every=2, patience=3)
 
 
 def noisy(
@@ -104,19 +104,32 @@ def test_the_last_step_is_checked() -> None:
     assert shown[-1].validation == 1.0
 
 
-def test_averaged_weights_are_the_weighted_mean_of_all() -> None:
-    """The weights k steps ago count decay^k; they are what is checked and what is returned."""
+def test_averaged_weights_are_checked_and_returned() -> None:
+    """They are a mean of all weights in which the older count less, over 1 / (1 - decay) steps."""
     looked: list[Tensor] = []
 
     def check(model: Meta) -> float:
         looked.append(model["w"].clone())
         return -float(len(looked))
 
-    model, _, _, kept = run(6, replace(RECIPE, averaging=0.8), check)
-    weights = torch.stack([s.tensors["weight/w"] for s in kept[:6]])
-    share = 0.8 ** torch.arange(5, -1, -1)
-    torch.testing.assert_close(model["w"], (share[:, None] * weights).sum(0) / share.sum())
+    model, _, _, kept = run(60, replace(RECIPE, averaging=0.9), check)
+    weights = torch.stack([s.tensors["weight/w"] for s in kept[:60]])
+    assert torch.equal(kept[0].tensors["mean/w"], weights[0])
+    share = 0.9 ** torch.arange(19, -1, -1)  # from step 37 on a tenth is taken of each
+    expected = 0.1 * (share[:, None] * weights[40:]).sum(0) + 0.9**20 * kept[39].tensors["mean/w"]
+    torch.testing.assert_close(model["w"], expected)
     assert torch.equal(model["w"], looked[-1])
+
+
+def test_a_young_mean_forgets_the_start() -> None:
+    """After 30 steps the first ten count less than a fiftieth, although the decay is .99."""
+    kept = run(30, replace(RECIPE, averaging=0.99))[3]
+    weights = torch.stack([s.tensors["weight/w"] for s in kept[:30]])
+    step = torch.arange(1.0, 31.0)
+    share = step * (step + 1) * (step + 2)  # what polynomial decay of the third degree comes to
+    share = share / share.sum()
+    torch.testing.assert_close(kept[29].tensors["mean/w"], share @ weights)
+    assert share[:10].sum() < 1 / 50
 
 
 @pytest.mark.parametrize("at", [1, 6, 11])

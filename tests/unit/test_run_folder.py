@@ -128,7 +128,7 @@ def test_checkpoints_come_when_they_are_due(begun: RunFolder) -> None:
         ({"data_digest": "d2"}, {}, "data_digest was d1, now it is d2"),
         ({"last": "2013-03-01", "data_digest": "d2"}, {}, "last was 2013-02-01"),
         ({}, {"batch": 32}, "learning.batch was 64, now it is 32"),
-        ({}, {"patience": None}, "learning.patience was 8, now it is unset"),
+        ({}, {"patience": None}, "learning.patience was 4, now it is unset"),
     ],
 )
 def test_another_run_is_refused(
