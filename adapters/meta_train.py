@@ -31,15 +31,16 @@ POPULARITY = "train.popularity"
 """Weights [H] of the popularity offsets: learned beside the model, and not part of the result."""
 
 
-STEPS = 600
-"""Outer steps at most where neither a number nor a budget is given."""
+STEPS = (600, 3_000)
+"""Outer steps where neither a number nor a budget is given: one for each `batch` events that are
+trained on, so that an event is met some 35 times, but not fewer and not more than these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How the outer loop runs."""
 
-    steps: int | None = None  # at most; None = `STEPS`, or as many as fit into the budget
+    steps: int | None = None  # at most; None = see `STEPS`, or as many as fit into the budget
     learning_rate: float = 3e-3  # at its peak
     weight_decay: float = 0.01
     warm_up: float = 0.03  # of the run
@@ -111,11 +112,10 @@ def train(
     features = replace(features, id_rows=known)
     meta = _without(start(kept, features, config, generator), recipe).to(device)
     checked = validation.draw(log, users, recipe.draw, seed)
-    steps = recipe.steps or (STEPS if budget_s is None else None)
     meta, metrics = outer_loop.run(
         _task(meta, kept, features.to(device), checked, recipe, seed),
         recipe,
-        Clock(steps, budget_s, started),
+        Clock(_steps(recipe, len(kept), budget_s), budget_s, started),
         generator,
         np.random.default_rng(seed),
         progress=progress,
@@ -127,6 +127,13 @@ def train(
         **{f"popularity_weight_{i}": w for i, w in enumerate(meta[POPULARITY].tolist())},
     }
     return Trained(meta=_without_helpers(meta), features=features, held_out=users, metrics=metrics)
+
+
+def _steps(recipe: Recipe, events: int, budget_s: float | None) -> int | None:
+    """Outer steps at most; None = as many as fit into the budget."""
+    if recipe.steps is not None or budget_s is not None:
+        return recipe.steps
+    return min(max(events // recipe.draw.batch, STEPS[0]), STEPS[1])
 
 
 def start(

@@ -206,7 +206,8 @@ class Learning(Section):
     steps: int | None = Field(
         None,
         ge=1,
-        description="outer steps at most; unset: 600, or as many as fit into --budget",
+        description="outer steps at most; unset: as many as fit into --budget, and without one "
+        "as there are batches of events, at least 600 and at most 3,000",
     )
     batch: int = Field(64, ge=1, le=4_096, description="episodes of an outer step")
     learning_rate: float = Field(
