@@ -84,9 +84,8 @@ class RunFolder:
         if (self.path / RUN_FILE).exists():
             self._compare(about, settings)
             return
-        (self.path / CONFIG_FILE).write_text(config.to_yaml(settings), encoding="utf-8")
-        text = json.dumps(asdict(about), indent=2, ensure_ascii=False)
-        (self.path / RUN_FILE).write_text(text, encoding="utf-8")
+        _write(self.path / CONFIG_FILE, config.to_yaml(settings))
+        _write(self.path / RUN_FILE, json.dumps(asdict(about), indent=2, ensure_ascii=False))
 
     def keep(self, moment: Moment, take: Callable[[], Snapshot]) -> None:
         """Write a checkpoint where one is due: the loop offers one after every step."""
@@ -100,7 +99,7 @@ class RunFolder:
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write the figures."""
-        (self.path / METRICS_FILE).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        _write(self.path / METRICS_FILE, json.dumps(metrics, indent=2))
 
     def _compare(self, about: About, settings: config.Settings) -> None:
         before = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
@@ -182,6 +181,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 def _said(value: object) -> str:
     return "unset" if value is None else str(value)
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none."""
+    draft = path.with_suffix(".new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def _sync(path: Path) -> None:

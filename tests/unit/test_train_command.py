@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from adapters.episodes import make_log
-from stream import bundles, config, training
+from stream import bundles, config, run_folder, training
 from stream.commands import evaluate, train
 from stream.errors import ConfigError, DataError
 from stream.training import Request
@@ -71,12 +71,20 @@ def test_the_bundle_is_complete(trained: Result, home: Path) -> None:
 
 
 def test_curves_and_figures_are_kept(trained: Result, home: Path) -> None:
-    """Every run leaves TensorBoard events and its figures in a folder of its own."""
+    """Every run has a folder: curves, settings, data window, figures, time of phases, memory."""
     (folder,) = (home / "runs").iterdir()
     assert folder.name.startswith("themes-")
     assert list(folder.glob("events.out.tfevents.*"))
     figures = json.loads((folder / "metrics.json").read_text())
     assert figures["version"] == bundles.load(str(home / "model")).manifest.version
+    assert figures["seconds"]["all"] >= figures["seconds"]["meta-train the inner loop"] > 0
+    assert figures["peak_memory_mb"] > 100
+    assert "MB of memory" in trained.stderr
+    assert config.load(folder / "config.yaml").learning == config.Learning()
+    about = json.loads((folder / "run.json").read_text())
+    assert (about["interactions"], about["users"], about["seed"]) == (1_200, 100, 0)
+    assert about["first"].startswith("2014-05-1")
+    assert run_folder.resume(folder).step == figures["training"]["steps"]
 
 
 def test_a_second_encoding_is_warm(trained: Result, home: Path) -> None:
