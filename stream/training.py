@@ -246,8 +246,8 @@ def _about(request: Request, log: Log, rows: ItemRows) -> About:
     """What the run depends on, and a digest of all that was read."""
     digest = xxhash.xxh3_128()
     columns = (log.users, log.items, log.actions, log.values, log.times)
-    for column in (*columns, rows.hashes, rows.content, rows.text):
-        digest.update(np.ascontiguousarray(column).tobytes())
+    for column in (*columns, rows.hashes, rows.content, rows.created, rows.text, rows.dense):
+        digest.update(b"" if column is None else np.ascontiguousarray(column).tobytes())
     first, last = (datetime.fromtimestamp(log.times[i], UTC).isoformat() for i in (0, -1))
     return About(
         name=request.name,
