@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import adamw, adapter, arrivals, episodes, offsets, towers
+from adapters import adapter, arrivals, episodes, offsets, outer_loop, towers, validation
 from adapters.episodes import Draw, Episodes, Histories, Log
 from adapters.offsets import Offsets
+from adapters.outer_loop import Check, Clock, Keep, Progress, Snapshot, Task
 from adapters.towers import ItemFeatures
 from adapters.types import Block, Meta, ModelConfig
 
@@ -30,16 +31,23 @@ POPULARITY = "train.popularity"
 """Weights [H] of the popularity offsets: learned beside the model, and not part of the result."""
 
 
+STEPS = (600, 3_000)
+"""Outer steps where neither a number nor a budget is given: one for each `batch` events that are
+trained on, so that an event is met some 35 times, but not fewer and not more than these."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How the outer loop runs."""
 
-    steps: int = 600  # where no budget in seconds is given
-    learning_rate: float = 3e-3
+    steps: int | None = None  # at most; None = see `STEPS`, or as many as fit into the budget
+    learning_rate: float = 3e-3  # at its peak
     weight_decay: float = 0.01
     warm_up: float = 0.03  # of the run
     clip: float = 1.0  # largest norm of the gradient
-    averaging: float = 0.0  # decay of the running mean of the weights that is returned; 0 = off
+    averaging: float = 0.99  # decay a step of the mean of the weights that is returned; 0 = off
+    check_every: int = 50  # steps between checks on users that are held out
+    patience: int | None = 4  # checks without anything better that end the run; None = never
     few_weight: float = 0.5  # of the support part's loss
     balance: float = 0.1  # weight of the pull to even use of several interests
     diversity_weight: float = 0.0  # of `sameness` in the loss of every prediction
@@ -54,15 +62,6 @@ class Recipe:
     inner_loop: bool = True  # off: steps of size zero in training and after it, as a control
     silent: tuple[str, ...] = ()  # tensors that are zero and stay so, such as `item.id`
     draw: Draw = field(default_factory=Draw)
-
-
-class Progress(NamedTuple):
-    """What a progress bar shows."""
-
-    step: int
-    fraction: float  # of the run, 0 to 1
-    losses: dict[str, float]  # meta, few, total of the last batch
-    seconds_left: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +95,50 @@ def train(
     seed: int = 0,
     held_out: Sequence[int] | np.ndarray = (),
     progress: Callable[[Progress], None] | None = None,
+    keep: Keep | None = None,
+    resume: Snapshot | None = None,
     device: torch.device | str = "cpu",
 ) -> Trained:
     """Meta-train on `log`, whose items are rows of `features`.
 
-    Runs `recipe.steps` steps, or `budget_s` seconds of wall time. Users in `held_out` are left
-    out entirely, id embeddings included. The id rows of `features` are set here. Raises
+    Runs until checks on the newest events of users in `held_out` bring nothing better, at most
+    `recipe.steps` steps and `budget_s` seconds of wall time. These users are otherwise left out
+    entirely, id embeddings included. The id rows of `features` are set here. `keep` is offered a
+    snapshot after every step, and `resume` goes on from one: same arguments, same result. Raises
     `ValueError` where the log holds nothing to predict.
     """
     started = time.monotonic()
     recipe = recipe or Recipe()
     users = np.asarray(held_out, dtype=np.int64)
-    kept = episodes.shuffle_ties(episodes.split_users(log, users)[0], seed)
+    log = episodes.shuffle_ties(log, seed)
+    kept, _ = episodes.split_users(log, users)
     generator = torch.Generator().manual_seed(seed)
     known = towers.known_items(kept.items, len(features), recipe.least_events)
     features = replace(features, id_rows=known)
     meta = _without(start(kept, features, config, generator), recipe).to(device)
-    clock = _Clock(started, budget_s, recipe.steps)
-    meta, metrics = _outer_loop(
-        meta, kept, features.to(device), recipe, clock, generator, seed, progress
+    checked = validation.draw(log, users, recipe.draw, seed)
+    meta, metrics = outer_loop.run(
+        _task(meta, kept, features.to(device), checked, recipe, seed),
+        recipe,
+        Clock(_steps(recipe, len(kept), budget_s), budget_s, started),
+        generator,
+        np.random.default_rng(seed),
+        progress=progress,
+        keep=keep,
+        resume=resume,
     )
-    return Trained(meta=meta.to("cpu"), features=features, held_out=users, metrics=metrics)
+    metrics |= {
+        "validation_positions": float(validation.size(checked)),
+        **{f"popularity_weight_{i}": w for i, w in enumerate(meta[POPULARITY].tolist())},
+    }
+    return Trained(meta=_without_helpers(meta), features=features, held_out=users, metrics=metrics)
+
+
+def _steps(recipe: Recipe, events: int, budget_s: float | None) -> int | None:
+    """Outer steps at most; None = as many as fit into the budget."""
+    if recipe.steps is not None or budget_s is not None:
+        return recipe.steps
+    return min(max(events // recipe.draw.batch, STEPS[0]), STEPS[1])
 
 
 def start(
@@ -146,61 +168,57 @@ def _without(meta: Meta, recipe: Recipe) -> Meta:
     return replace(meta, tensors={**meta.tensors, **zero})
 
 
-@dataclass(frozen=True, slots=True)
-class _Clock:
-    """How far a run is: by wall time where it has a budget, else by steps."""
-
-    started: float
-    budget_s: float | None
-    steps: int
-
-    def fraction(self, step: int) -> float:
-        if self.budget_s is None:
-            return step / max(self.steps, 1)
-        return (time.monotonic() - self.started) / max(self.budget_s, 1e-9)
-
-    def seconds_left(self, fraction: float) -> float:
-        if self.budget_s is not None:
-            return max(self.budget_s * (1 - fraction), 0.0)
-        spent = time.monotonic() - self.started
-        return spent * (1 - fraction) / fraction if fraction > 0 else math.inf
-
-
-def _outer_loop(
+def _task(
     meta: Meta,
     log: Log,
     features: ItemFeatures,
+    checked: list[Episodes],
     recipe: Recipe,
-    clock: _Clock,
-    generator: torch.Generator,
     seed: int,
-    progress: Callable[[Progress], None] | None,
-) -> tuple[Meta, dict[str, float]]:
+) -> Task:
     histories = episodes.group(log, repeat=recipe.draw.repeat)
     if not (histories.target >= 0).any():
         raise ValueError("the log holds no positive event to learn from")
-    chances, rng = episodes.anchors(histories, recipe.draw), np.random.default_rng(seed)
+    chances = episodes.anchors(histories, recipe.draw)
     softmax = _softmax(log, histories, features, meta, recipe)
-    leaves, model = _leaves(meta, (*FROZEN, *recipe.silent))
-    mean = [leaf.detach().clone() for leaf in leaves]
-    groups = _groups(model, leaves, recipe)
-    step, smooth = 0, {"meta": 0.0, "few": 0.0, "total": 0.0}
-    while (fraction := clock.fraction(step)) < 1:
+
+    def loss(
+        model: Meta, generator: torch.Generator, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
         batch = episodes.sample(histories, recipe.draw, chances, rng)
-        few, query = losses(model, features, batch, softmax, recipe, generator)
-        total = query + recipe.few_weight * few
-        _descend(groups, leaves, total, recipe, fraction)
-        step += 1
-        _average(mean, leaves, recipe.averaging, step)
-        now = {"meta": query.item(), "few": few.item(), "total": total.item()}
-        smooth = {k: v + max(0.02, 1 / step) * (now[k] - v) for k, v in smooth.items()}
-        if progress is not None:
-            progress(Progress(step, min(fraction, 1.0), now, clock.seconds_left(fraction)))
-    spent = time.monotonic() - clock.started
-    metrics = {"steps": float(step), "seconds": spent, **{f"loss_{k}": smooth[k] for k in smooth}}
-    for place, weight in enumerate(model[POPULARITY].tolist()):
-        metrics[f"popularity_weight_{place}"] = weight
-    return _frozen(model, leaves, mean if recipe.averaging else leaves), metrics
+        return losses(model, features, batch, softmax, recipe, generator)
+
+    return Task(
+        start=meta,
+        frozen=(*FROZEN, *recipe.silent),
+        scales={POPULARITY: recipe.popularity_scale},
+        loss=loss,
+        check=_check(features, checked, softmax, recipe, seed) if checked else None,
+    )
+
+
+def _check(
+    features: ItemFeatures,
+    batches: list[Episodes],
+    softmax: _Softmax,
+    recipe: Recipe,
+    seed: int,
+) -> Check:
+    """The loss over fixed positions and sampled items, nothing dropped."""
+    whole = replace(recipe, id_dropout=0.0, vector_dropout=0.0, balance=0.0, diversity_weight=0.0)
+    sizes = [validation.size([batch]) for batch in batches]
+
+    def check(model: Meta) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        found = [losses(model, features, b, softmax, whole, generator)[1].item() for b in batches]
+        return float(np.average(found, weights=sizes))
+
+    return check
+
+
+def _without_helpers(meta: Meta) -> Meta:
+    tensors = {name: tensor for name, tensor in meta.tensors.items() if name != POPULARITY}
+    return replace(meta, tensors=tensors).to("cpu")
 
 
 def losses(
@@ -271,10 +289,12 @@ def _nll(
     if softmax.offsets is not None:
         moment = softmax.offsets.at(batch.times[wanted])
         table, weight = softmax.offsets.table, meta[POPULARITY]
+        chosen, line = torch.unique(moment, return_inverse=True)
         for half_life in range(len(table)):
-            known = table[half_life][moment].float().to(device)
-            scores = scores + weight[half_life] * known[:, negatives]
-            right = right + weight[half_life] * known.gather(1, target[:, None])[:, 0]
+            known = table[half_life].index_select(0, chosen)  # few moments, before any gathering
+            offset = known.index_select(1, negatives).float().index_select(0, line).to(device)
+            scores = scores + weight[half_life] * offset
+            right = right + weight[half_life] * known[line, target].float().to(device)
     return torch.logaddexp(right, scores.logsumexp(1)) - right, scores
 
 
@@ -365,51 +385,3 @@ def _dropout(shape: torch.Size, share: float, generator: torch.Generator) -> Ten
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean of some values, 0 where there are none."""
     return (values * where).sum() / where.sum().clamp(min=1)
-
-
-def _leaves(meta: Meta, frozen: Sequence[str]) -> tuple[list[Tensor], Meta]:
-    """Trainable copies, and the model that is made of them."""
-    tensors = {
-        k: v if k in frozen else v.detach().clone().requires_grad_()
-        for k, v in meta.tensors.items()
-    }
-    return [v for v in tensors.values() if v.requires_grad], Meta(meta.config, tensors)
-
-
-def _frozen(model: Meta, leaves: list[Tensor], values: list[Tensor]) -> Meta:
-    new = {id(leaf): value.detach().clone() for leaf, value in zip(leaves, values, strict=True)}
-    tensors = {k: new.get(id(v), v) for k, v in model.tensors.items()}
-    del tensors[POPULARITY]
-    return Meta(model.config, tensors)
-
-
-def _groups(model: Meta, leaves: list[Tensor], recipe: Recipe) -> list[adamw.Group]:
-    """The few weights of the popularity offsets go faster and without decay."""
-    weights = [leaf for leaf in leaves if leaf is not model[POPULARITY]]
-    return [
-        adamw.group(weights, 1.0, recipe.weight_decay),
-        adamw.group([model[POPULARITY]], recipe.popularity_scale, 0.0),
-    ]
-
-
-def _descend(
-    groups: list[adamw.Group],
-    leaves: list[Tensor],
-    loss: Tensor,
-    recipe: Recipe,
-    fraction: float,
-) -> None:
-    """One step of the outer loop: warm-up, then cosine over the run."""
-    rate = min(1.0, (fraction + 1e-3) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * fraction))
-    for leaf in leaves:
-        leaf.grad = None
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(leaves, recipe.clip)
-    adamw.descend(groups, recipe.learning_rate * rate)
-
-
-def _average(mean: list[Tensor], leaves: list[Tensor], decay: float, step: int) -> None:
-    """Running mean of the weights in place; young means forget faster."""
-    if decay:
-        with torch.no_grad():
-            torch._foreach_lerp_(mean, leaves, 1 - min(decay, step / (step + 10)))

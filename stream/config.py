@@ -182,7 +182,9 @@ class Model(Section):
     bundle: str | None = Field(None, description="any fsspec address of a bundle folder")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA where it works")
     threads: int = Field(
-        0, ge=0, description="on the CPU; 0 = one in a worker, all cores in training"
+        0,
+        ge=0,
+        description="on the CPU; 0 = one, and all cores where `train` encodes items",
     )
 
 
@@ -205,7 +207,33 @@ class Learning(Section):
         0.0, ge=0, le=100, description="weight of a loss on lists of items alike"
     )
     steps: int | None = Field(
-        None, ge=1, description="outer steps; unset: as many as fit into --budget"
+        None,
+        ge=1,
+        description="outer steps at most; unset: as many as fit into --budget, and without one "
+        "as there are batches of events, at least 600 and at most 3,000",
+    )
+    batch: int = Field(64, ge=1, le=4_096, description="episodes of an outer step")
+    learning_rate: float = Field(
+        3e-3,
+        gt=0,
+        le=1,
+        description="of AdamW at its peak: 3% of the run rise to it, then a cosine",
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="of AdamW, times the learning rate")
+    averaging: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="decay a step of the mean of all weights, which is checked and kept; 0 = off",
+    )
+    patience: int | None = Field(
+        4,
+        ge=1,
+        description="checks on held-out users, one every 50 steps, without anything better that "
+        "end the outer loop; unset: it never stops early",
+    )
+    checkpoint_s: float = Field(
+        20.0, ge=0, description="seconds between checkpoints, from which --resume goes on"
     )
 
 

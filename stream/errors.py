@@ -62,6 +62,12 @@ class MissingPart(InnerloopError):
     exit_code = 2
 
 
+class ResumeError(InnerloopError):
+    """The run cannot go on. Repeat its data, settings and seed, or train without --resume."""
+
+    exit_code = 4
+
+
 class BundleError(InnerloopError):
     """The model bundle was refused. Train one with `innerloop train` or name another folder."""
 

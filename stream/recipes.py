@@ -32,10 +32,14 @@ def recipe(settings: config.Settings) -> Recipe:
     learning, usual = settings.learning, Recipe()
     return replace(
         usual,
-        steps=learning.steps or usual.steps,
+        steps=learning.steps,
+        learning_rate=learning.learning_rate,
+        weight_decay=learning.weight_decay,
+        averaging=learning.averaging,
+        patience=learning.patience,
         few_weight=learning.few_weight,
         diversity_weight=learning.diversity_weight,
         inner_loop=learning.inner_loop,
         silent=_SILENT[learning.item_features],
-        draw=replace(usual.draw, repeat=not settings.ranking.exclude_seen),
+        draw=replace(usual.draw, batch=learning.batch, repeat=not settings.ranking.exclude_seen),
     )

@@ -1,15 +1,16 @@
 """From files to a bundle: read, export, encode, meta-train, fit the experts, prove, save.
 
-The log is cut by event time. The encoder learns from the first part, without the held-out users;
-the expert weights from held-out users in the second part; the figures come from users the encoder
-never saw in the third. Nothing later than a cut is seen before it.
+The log is cut by event time. The encoder learns from the first part, without the held-out users,
+whose newest events there say when to stop; the expert weights from held-out users in the second
+part; the figures come from users the encoder never saw in the third. Nothing later than a cut is
+seen before it.
 """
 
 from __future__ import annotations
 
-import time
+import resource
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,32 +18,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 
-from adapters import backbone, episodes, fit_experts, meta_train
-from adapters.backbone import BackboneError
+from adapters import episodes, fit_experts, meta_train
 from adapters.episodes import Log
 from adapters.evaluate import variant_meta
-from adapters.experts import Prior, prior_from_log
 from adapters.fit_experts import FitOptions
 from adapters.meta_train import Trained
+from adapters.outer_loop import Progress, SnapshotError
 from adapters.report import Report
 from adapters.signals import bucket_start
-from adapters.types import Catalogue, Meta, ModelConfig
-from export import parity, to_onnx
-from export.bundle import FORMAT_VERSION, Bundle, EncoderEntry, Manifest, Window
-from export.bundle_tensors import Items
-from export.encoder import EncoderFiles, OnnxEncoder
-from export.parity import Parity, Probe
-from stream import bundles, config, datasets, measuring, recipes
-from stream.catalogue import CatalogueTable
+from adapters.types import Meta, ModelConfig
+from export.bundle import Bundle
+from stream import bundles, config, datasets, measuring, recipes, training_bundle
 from stream.columns import Columns
-from stream.errors import DataError
+from stream.errors import DataError, ResumeError
 from stream.files import OnBad
-from stream.item_encoder import ItemEncoder, ItemRows, common_dense_field
-from stream.messages import Item, item_text
+from stream.item_encoder import ItemRows
+from stream.messages import Item
 from stream.progress import Advance, Reporter
-from stream.vector_file import FileVectors
+from stream.run_folder import About, RunFolder
+from stream.training_bundle import catalogue_at
+from stream.training_text import Text, read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +52,7 @@ class Request:
     out: str
     settings: config.Settings
     name: str = "innerloop"
-    budget_s: float | None = 30.0
+    budget_s: float | None = None  # of wall time for the outer loop; None = see `learning.steps`
     until: float | None = None  # unix seconds: later events are left out altogether
     backbone: Path | None = None  # a folder with a BERT; None = the one that is packaged
     seed: int = 0
@@ -77,18 +75,6 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """Items as the backbone reads them."""
-
-    rows: ItemRows
-    encoder: ItemEncoder
-    files: EncoderFiles
-    parity: Parity
-    probe: Probe
-    dense: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Cuts:
     """A log in three parts by time, and who is held out of the first."""
 
@@ -98,14 +84,21 @@ class Cuts:
     held_out: NDArray[np.int64]  # drawn users, and all who first appear after `fit`
 
 
-OnStep = Callable[[meta_train.Progress], None]
+OnStep = Callable[[Progress], None]
 
 
-def train(request: Request, reporter: Reporter, on_step: OnStep | None = None) -> Outcome:
+def train(
+    request: Request,
+    reporter: Reporter,
+    on_step: OnStep | None = None,
+    folder: RunFolder | None = None,
+) -> Outcome:
     """Run all phases; `on_step` is told of the outer loop's progress, for curves.
 
-    Raises `DataError` for files that cannot be read or hold too little, `BundleError` when the
-    backbone, its export or the address of the bundle is refused.
+    `folder` keeps what the run depends on and checkpoints of the outer loop, and says where a run
+    that was broken off goes on. Raises `DataError` for files that cannot be read or hold too
+    little, `BundleError` when the backbone, its export or the address of the bundle is refused,
+    `ResumeError` when the folder is that of another run.
     """
     messages = datasets.messages_for([*request.events, *request.items], request.settings.messages)
     with reporter.phase("read events and items"):
@@ -116,7 +109,9 @@ def train(request: Request, reporter: Reporter, on_step: OnStep | None = None) -
     text = read_text(request, items, reporter)
     model = recipes.model_config(request.settings.learning, columns.action_names)
     cuts = cut(log, model.bucket, request)
-    trained = outer_loop(cuts, text.rows, model, request, reporter, on_step)
+    if folder is not None:
+        folder.begin(_about(request, log, text.rows), request.settings)
+    trained = outer_loop(cuts, text.rows, model, request, reporter, on_step, folder)
     with one_thread():
         meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)
         report = Report(())
@@ -132,39 +127,31 @@ def train(request: Request, reporter: Reporter, on_step: OnStep | None = None) -
         "seed": request.seed,
     }
     with reporter.phase("save the bundle"):
-        bundle = _bundle(request, meta, trained, text, log, messages, metrics)
-        saved = bundles.save(bundle, request.out)
+        made = training_bundle.bundle(request, meta, trained, text, log, messages, metrics)
+        saved = bundles.save(made, request.out)
+    metrics |= {"seconds": dict(reporter.seconds), "peak_memory_mb": peak_memory_mb()}
     return Outcome(bundle=saved, report=report, metrics=metrics)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def peak_memory_mb() -> float:
+    """The most that this process has held in memory since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def one_thread() -> AbstractContextManager[None]:
     """One torch thread: many small products wait for each other's threads longer than they run."""
+    return threads(1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many torch threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def read_text(request: Request, items: Sequence[Item], reporter: Reporter) -> Text:
-    """Export the backbone, hold the export against it, and encode all items through it."""
-    with reporter.phase("export the backbone"), bundles.refusals():
-        bert = _backbone(request.backbone)
-        folder = None if request.cache is None else request.cache / "encoders"
-        files = to_onnx.cached(bert, folder)
-        model = request.settings.model
-        encoder = OnnxEncoder(files, device=model.device, threads=model.threads)
-        probe, figures = _probe(bert, encoder, items)
-    folder = None if request.cache is None else request.cache / "vectors"
-    cache, dense = FileVectors(files.sha, files.dim, folder), common_dense_field(items)
-    reader = ItemEncoder(encoder, cache, dense)
-    with reporter.phase("encode items") as advance:
-        rows = reader.rows(items, _counting(advance, len(items)))
-        cache.save()
-    name = None if dense is None else dense.name
-    return Text(rows=rows, encoder=reader, files=files, parity=figures, probe=probe, dense=name)
 
 
 def cut(log: Log, bucket: float, request: Request) -> Cuts:
@@ -199,35 +186,7 @@ def prove(
     return measuring.report(meta, cuts.log, cuts.test, catalogue, prior, options, advance)
 
 
-def catalogue_at(
-    meta: Meta, trained: Trained, text: Text, items: Sequence[Item], log: Log, until: float
-) -> tuple[Prior, Catalogue]:
-    """What is known of all items from the events before `until` (unix seconds)."""
-    prior = _prior(meta.config, log, len(items), until)
-    return prior, _catalogue(meta, trained, text, items, prior)
-
-
 # -- phases -------------------------------------------------------------------------------------
-
-
-def _backbone(folder: Path | None) -> backbone.Backbone:
-    try:
-        return backbone.load(folder)
-    except BackboneError as error:
-        raise DataError(
-            str(error), remedy="Name a folder with a BERT as --backbone, or leave it out."
-        ) from None
-
-
-def _probe(
-    bert: backbone.Backbone, encoder: OnnxEncoder, items: Sequence[Item]
-) -> tuple[Probe, Parity]:
-    texts = parity.probe_texts([item_text(item.fields) for item in items])
-    texts = texts if len(texts) > 1 else (*texts, "a film", "a book")
-    expected = backbone.encode(bert, texts).numpy()
-    figures = parity.compare(expected, encoder.encode(texts))
-    parity.require(figures)
-    return Probe(texts=texts, vectors=expected), figures
 
 
 def outer_loop(
@@ -237,31 +196,72 @@ def outer_loop(
     request: Request,
     reporter: Reporter,
     on_step: OnStep | None,
+    folder: RunFolder | None = None,
 ) -> Trained:
-    """Item tower and adapter from the first part. Raises `DataError` where it holds too little."""
+    """Item tower and adapter from the first part.
+
+    Raises `DataError` where it holds too little, `ResumeError` where the folder's checkpoint is
+    of another model.
+    """
     first, rest = episodes.split_time(cuts.log, cuts.fit)
     episodes.refuse_leakage(first, rest)
-    with reporter.phase("meta-train the inner loop") as advance:
-
-        def progress(now: meta_train.Progress) -> None:
-            losses = ", ".join(f"{name} {value:.3f}" for name, value in now.losses.items())
-            advance(now.fraction, f"{losses}, {now.seconds_left:.0f} s left")
-            if on_step is not None:
-                on_step(now)
-
+    count = request.settings.model.threads or 1  # one: the same model on any number of cores
+    with reporter.phase("meta-train the inner loop") as advance, threads(count):
         try:
             return meta_train.train(
                 first,
                 rows.features(np.full(len(rows), -1)),
                 model,
-                budget_s=request.budget_s if request.settings.learning.steps is None else None,
+                budget_s=request.budget_s,
                 recipe=recipes.recipe(request.settings),
                 seed=request.seed,
                 held_out=cuts.held_out,
-                progress=progress,
+                progress=_following(advance, on_step),
+                keep=None if folder is None else folder.keep,
+                resume=None if folder is None else folder.snapshot,
             )
+        except SnapshotError as error:
+            raise ResumeError(str(error)) from None
         except ValueError as error:
             raise DataError(f"too little to learn from: {error}") from None
+
+
+def _following(advance: Advance, on_step: OnStep | None) -> OnStep:
+    """Shows the progress of the outer loop, with the last validation loss."""
+    checked = ""
+
+    def progress(now: Progress) -> None:
+        nonlocal checked
+        if now.validation is not None:
+            checked = f", validation {now.validation:.3f}"
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in now.losses.items())
+        advance(now.fraction, f"{losses}{checked}, at most {now.seconds_left:.0f} s left")
+        if on_step is not None:
+            on_step(now)
+
+    return progress
+
+
+def _about(request: Request, log: Log, rows: ItemRows) -> About:
+    """What the run depends on, and a digest of all that was read."""
+    digest = xxhash.xxh3_128()
+    columns = (log.users, log.items, log.actions, log.values, log.times)
+    for column in (*columns, rows.hashes, rows.content, rows.created, rows.text, rows.dense):
+        digest.update(b"" if column is None else np.ascontiguousarray(column).tobytes())
+    first, last = (datetime.fromtimestamp(log.times[i], UTC).isoformat() for i in (0, -1))
+    return About(
+        name=request.name,
+        events=list(request.events),
+        items=list(request.items),
+        seed=request.seed,
+        budget_s=request.budget_s,
+        first=first,
+        last=last,
+        interactions=len(log),
+        users=len(np.unique(log.users)),
+        catalogue=len(rows),
+        data_digest=digest.hexdigest(),
+    )
 
 
 def fit_weights(
@@ -297,85 +297,8 @@ def fit_weights(
     return variant_meta(fitted.meta, "encoder only") if alone else fitted.meta, figures
 
 
-def _prior(model: ModelConfig, log: Log, size: int, until: float) -> Prior:
-    return prior_from_log(model, size, log.users, log.items, log.values, log.times, until)
-
-
-def _catalogue(
-    meta: Meta, trained: Trained, text: Text, items: Sequence[Item], prior: Prior
-) -> Catalogue:
-    """The catalogue as a worker builds it from the same bundle and messages."""
-    table = CatalogueTable(meta, _items(trained, text, prior), text.encoder)
-    table.upsert(items)
-    return table.catalogue()
-
-
-def _items(trained: Trained, text: Text, prior: Prior) -> Items:
-    return Items(
-        ids=tuple(text.rows.ids),
-        content=text.rows.content,
-        text=text.rows.text,
-        attributes=text.rows.attributes,
-        id_rows=trained.features.id_rows.numpy(),
-        prior=prior,
-        dense=text.rows.dense,
-        dense_field=text.dense,
-    )
-
-
-def _bundle(
-    request: Request,
-    meta: Meta,
-    trained: Trained,
-    text: Text,
-    log: Log,
-    messages: config.Messages,
-    metrics: dict[str, Any],
-) -> Bundle:
-    bucket = meta.config.bucket
-    end = float(bucket_start(log.times[-1:], bucket)[0]) + bucket
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        name=request.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        window=Window(
-            first=float(log.times[0]),
-            last=float(log.times[-1]),
-            events=len(log),
-            users=len(np.unique(log.users)),
-            items=len(text.rows),
-        ),
-        config=meta.config.to_dict(),
-        actions={name: rule.model_dump() for name, rule in messages.actions.items()},
-        encoder=EncoderEntry(
-            sha=text.files.sha, dim=text.files.dim, max_length=text.files.max_length
-        ),
-        parity=text.parity,
-        metrics=metrics,
-    )
-    return Bundle(
-        manifest=manifest,
-        meta=meta,
-        items=_items(trained, text, _prior(meta.config, log, len(text.rows), end)),
-        encoder=text.files,
-        probe=text.probe,
-    )
-
-
 def _say_size(reporter: Reporter, columns: Columns, items: Sequence[Item]) -> None:
     reporter.say(
         f"{len(columns):,} interactions of {len(columns.user_ids):,} users with "
         f"{len(columns.item_ids):,} items; {len(items):,} items in the catalogue"
     )
-
-
-def _counting(advance: Advance, total: int) -> Callable[[int], None]:
-    done, began = 0, time.monotonic()
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        rate = done / max(time.monotonic() - began, 1e-3)
-        advance(done / total, f"{done:,} of {total:,}, {rate:,.0f}/s")
-
-    return progress

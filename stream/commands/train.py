@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,8 +44,12 @@ def train(
         typer.Option("--out", "-o", help="The bundle: a folder or any fsspec address."),
     ],
     budget: Annotated[
-        str, typer.Option(help="Time for the outer loop, such as 30s, 5m or 1h.")
-    ] = "30s",
+        str | None,
+        typer.Option(
+            help="At most so much time for the outer loop, such as 30s, 5m or 1h. "
+            "Default: until held-out users gain nothing more."
+        ),
+    ] = None,
     backbone: Annotated[
         Path | None,
         typer.Option(help="Folder of a BERT; default: the packaged all-MiniLM-L6-v2."),
@@ -57,7 +60,11 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.", min=0)] = 0,
     runs: Annotated[
-        Path | None, typer.Option(help="Where curves for TensorBoard go; default: user data.")
+        Path | None, typer.Option(help="Where the folders of runs are; default: user data.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a run that was broken off: go on from its last checkpoint."),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Pass over lines the worker would refuse.")
@@ -67,9 +74,10 @@ def train(
 ) -> None:
     """Meta-train item tower and adapter, fit the experts, and write a bundle.
 
-    The figures that are printed come from users and events that the encoder never saw.
+    The figures that are printed come from users and events that the encoder never saw. A run
+    that was broken off goes on with --resume and the same options.
     """
-    seconds, end = parse_duration(budget), parse_until(until)
+    seconds, end = None if budget is None else parse_duration(budget), parse_until(until)
     settings = load_settings(config, set_)
     from stream.training import Request
 
@@ -85,7 +93,7 @@ def train(
         seed=seed,
         on_bad=_pass_over if skip_bad else None,
     )
-    outcome = _run(request, runs)
+    outcome = _run(request, runs, resume)
     print_report(outcome.report)
     _say_saved(outcome, out)
 
@@ -137,26 +145,34 @@ def print_report(report: Report) -> None:
     typer.echo("\n" + verdict(report))
 
 
-def _run(request: Request, runs: Path | None) -> Outcome:
-    from stream.curves import Curves, run_folder
+def _run(request: Request, runs: Path | None, resume: Path | None) -> Outcome:
+    from stream import run_folder
+    from stream.curves import Curves, writers
     from stream.errors import DataError
     from stream.progress import reporter
     from stream.training import train as run
 
-    started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    folder = run_folder(runs, request.name, started)
+    began, where = time.monotonic(), resume or runs
     try:
-        with reporter() as shown, Curves(folder) as curves:
-            outcome = run(request, shown, curves.step)
-            curves.report(outcome.report)
-        figures = {"version": outcome.bundle.manifest.version, **outcome.metrics}
-        (folder / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        folder = run_folder.resume(resume) if resume else run_folder.create(runs, request.name)
+        where = folder.path
+        facts = {"seed": request.seed, **request.settings.learning.model_dump()}
+        with reporter() as shown:
+            shown.say(f"run: {folder.path}")
+            with Curves(writers(folder.path, folder.step, facts, shown.say)) as curves:
+                outcome = run(request, shown, curves.step, folder)
+                curves.report(outcome.report)
+        seconds = {**outcome.metrics["seconds"], "all": time.monotonic() - began}
+        version = outcome.bundle.manifest.version
+        folder.finish({"version": version, **outcome.metrics, "seconds": seconds})
     except OSError as error:
         raise DataError(
-            f"{error.filename or folder}: {error.strerror or error}",
+            f"{error.filename or where}: {error.strerror or error}",
             remedy="Free some space, or name other folders with --out and --runs.",
         ) from None
-    typer.echo(f"curves: tensorboard --logdir {folder}", err=True)
+    peak = outcome.metrics["peak_memory_mb"]
+    typer.echo(f"{seconds['all']:.0f} s, at most {peak:,.0f} MB of memory", err=True)
+    typer.echo(f"curves: tensorboard --logdir {folder.path}", err=True)
     return outcome
 
 

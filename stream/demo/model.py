@@ -20,7 +20,14 @@ from stream.progress import Reporter
 OUTER_SHARE = 0.6
 """Of the budget; the rest is about what the fit of the experts takes."""
 
-_SOURCES = ("adapters", "export", "stream/training.py", "stream/item_content.py")
+_SOURCES = (
+    "adapters",
+    "export",
+    "stream/training.py",
+    "stream/training_bundle.py",
+    "stream/training_text.py",
+    "stream/item_content.py",
+)
 
 
 def key(cut: float, budget_s: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from adapters import adapter, episodes, meta_train, offsets, towers
 from adapters.episodes import Draw, Log
-from adapters.meta_train import Progress, Recipe
+from adapters.meta_train import Recipe
+from adapters.outer_loop import Progress
 from adapters.types import ModelConfig
 
 CONFIG = ModelConfig(
@@ -189,3 +191,41 @@ def test_without_an_inner_loop_no_step_is_taken_after_training_either() -> None:
     recipe = replace(RECIPE, steps=5, inner_loop=False)
     trained = meta_train.train(planted(), features_of(), CONFIG, recipe=recipe)
     assert float(trained.meta["step_scale"]) == 0.0
+
+
+def test_it_stops_where_users_it_does_not_learn_from_gain_nothing() -> None:
+    """On events that follow no rule the run ends early, and its best check is not the last."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 200, 3_000), rng.integers(0, 80, 3_000)
+    log = episodes.make_log(users, items, users * 0, users * 0 + 1, np.arange(3_000))
+    recipe = replace(RECIPE, steps=300, check_every=5, patience=2)
+    train = partial(meta_train.train, log, features_of(), CONFIG, recipe=recipe)
+    figures = train(held_out=np.arange(100)).metrics
+    assert figures["validation_positions"] > 200
+    assert figures["steps"] == figures["best_step"] + 10 < 300
+    assert figures["stopped_early"] == 1
+
+
+def test_without_held_out_users_it_never_stops_early() -> None:
+    """All steps are taken, and nothing is said of a validation."""
+    recipe = replace(RECIPE, steps=12, check_every=2, patience=1)
+    figures = meta_train.train(planted(), features_of(), CONFIG, recipe=recipe).metrics
+    assert (figures["steps"], figures["validation_positions"]) == (12, 0)
+    assert "validation_loss" not in figures
+
+
+@pytest.mark.parametrize(
+    ("asked", "events", "budget_s", "steps"),
+    [
+        (None, 100, None, 600),
+        (None, 64 * 900, None, 900),
+        (None, 10**9, None, 3_000),
+        (None, 10**9, 30.0, None),
+        (50, 10**9, 30.0, 50),
+    ],
+)
+def test_how_long_it_trains_at_most(
+    asked: int | None, events: int, budget_s: float | None, steps: int | None
+) -> None:
+    """As many steps as asked for, as fit into the budget, or as the size of the log suggests."""
+    assert meta_train._steps(Recipe(steps=asked), events, budget_s) == steps
