@@ -363,12 +363,17 @@ def _zero_shot(
     )
     if not len(events):
         return {}, False
-    interests = adapter.read(any_model, adapter.init(any_model, 1))
+    alike = log.profiles is None  # one start, and one list, for all
+    if alike:
+        interests = adapter.read(any_model, adapter.init(any_model, 1))
+    else:
+        interests = interests_at(any_model, seq, events, "request", catalogue.vectors)
     lists: dict[str, list[Tensor]] = {name: [] for name in models}
     with torch.no_grad():
         for step in evaluate.walk(any_model, seq, events, catalogue, prior):
             for name, model in models.items():
-                view = ranking.empty_view(model, interests)
+                own = interests if alike else interests[step.inside]
+                view = ranking.empty_view(model, own)
                 ranked = ranking.rank_prepared(model, step.prepared, view, 10).items
                 lists[name].append(ranked.expand(step.inside.stop - step.inside.start, -1))
     ndcg = {n: evaluate.figures(torch.cat(x).numpy(), wanted)[:, 0] for n, x in lists.items()}

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import adapter
+from adapters import adapter, profiles
 from adapters.episodes import Log
+from adapters.impressions import Fates
 from adapters.signals import PREVIOUS, Bools, Ints
 from adapters.types import Block, Meta, State, Support, UserView
 
@@ -39,6 +40,7 @@ class Sequences:
     order: Ints  # [m] log places sorted by user, then time
     place: Ints  # [m] inverse of order
     start: Ints  # [m] where the user of a sorted event begins
+    fates: Fates | None  # of what was shown; None = the log does not tell
 
     @classmethod
     def of(cls, log: Log) -> Sequences:
@@ -46,8 +48,10 @@ class Sequences:
         order = np.argsort(log.users, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        users = log.users[order]
-        return cls(log, order, place, np.searchsorted(users, users))
+        users, shown = log.users[order], log.shown
+        sorted_log = users, log.items[order], log.times[order]
+        fates = None if shown is None else Fates.of(shown, *sorted_log)
+        return cls(log, order, place, np.searchsorted(users, users), fates)
 
     def tied(self, events: Ints) -> Bools:
         """Which of these events (log places) share user and time with the user's event before."""
@@ -97,9 +101,17 @@ def views(
         shots=torch.from_numpy(shots.astype(np.int64)),
         support=support_of(seq.log, support),
         seen=torch.from_numpy(seen) if mask_seen else torch.full((n, 1), -1),
-        shown=torch.full((n, 1), -1),
+        shown=_ignored(seq, events, ends),
         delta=torch.zeros(n, experts),
     )
+
+
+def _ignored(seq: Sequences, events: Ints, ends: Ints) -> Tensor:
+    """Rows [n, R] shown and not acted on before places `ends` of the users of these events."""
+    if seq.fates is None:
+        return torch.full((len(events), 1), -1)
+    log = seq.log
+    return torch.from_numpy(seq.fates.ignored(log.users[events], ends, log.times[events]))
 
 
 def histories(seq: Sequences, events: Ints, moment: Moment, most: int) -> Support:
@@ -145,6 +157,23 @@ def previous_in_log(seq: Sequences) -> Ints:
     return np.asarray(np.where(repeated, -1, rows))
 
 
+def profiled(seq: Sequences, events: Ints) -> Bools:
+    """Whether the users of these events (places in the log) began with a profile."""
+    return np.asarray((_told(seq, seq.start[seq.place[events]]) >= 0).any(1))
+
+
+def _told(seq: Sequences, starts: Ints) -> Ints:
+    """Attributes [n, P] of users' profiles when they first acted, -1 = none.
+
+    `starts` are sorted places of first events.
+    """
+    log = seq.log
+    if log.profiles is None:
+        return np.full((len(starts), 1), -1)
+    first = seq.order[starts]
+    return log.profiles.known(log.users[first], log.times[first])
+
+
 def interests_at(
     meta: Meta, seq: Sequences, events: Ints, moment: Moment, vectors: Tensor
 ) -> Tensor:
@@ -171,7 +200,9 @@ def interests_at(
 
 def _read_all(meta: Meta, seq: Sequences, starts: Ints, need: Ints, vectors: Tensor) -> Tensor:
     """Interests of n users after 0, 1, .. max(need) of their events: [n, max(need) + 1, K, d]."""
-    state = adapter.init(meta, len(starts))
+    state = adapter.init(
+        meta, len(starts), profiles.vectors(meta, torch.from_numpy(_told(seq, starts)))
+    )
     parts = [adapter.read(meta, state)[:, None]]
     for begin in range(0, int(need.max(initial=0)), WINDOW):
         length = min(WINDOW, int(need.max()) - begin)

@@ -68,7 +68,7 @@ def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
         table = CatalogueTable(bundle.meta, bundle.items, reader)
         table.upsert(items)
         cache.save()
-    log = datasets.to_log(columns, table.ids)
+    log = datasets.to_log(columns, table.ids, request.settings.state)
     start = _start(bundle, log, request.start)
     prior, catalogue = _prior_at(bundle, log, start, table.catalogue())
     with reporter.phase("predict, then learn") as advance:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters import adapter, ranking
-from adapters.types import Support, UserView
+from adapters.adapter import chosen
+from adapters.types import State, Support, UserView
 from stream import user_state
 from stream.config import Settings
 from stream.message_checks import COLD_KEY
@@ -44,8 +45,9 @@ class Recommender:
             self._settings.top_k,
             self._settings.diversity,
         )
-        strategies = np.where(control, "control", "adapted").tolist()
         shots = records["shots"].tolist()
+        own = np.where(records["shots"] > 0, "adapted", "cold")
+        strategies = np.where(control, "control", own).tolist()
         versions = records["state_version"].tolist()
         values = self._encode(
             names, ranked.items, ranked.scores, strategies, shots, versions, causes
@@ -69,8 +71,7 @@ class Recommender:
     def view(self, records: Records, control: NDArray[np.bool_] | None = None) -> UserView:
         """What ranking knows of these users; `control` [n] are ranked without adaptation."""
         serving = self._serving
-        state = self._layout.adapter_state(records, serving.device)
-        interests = adapter.read(serving.meta, state)
+        interests = adapter.read(serving.meta, self._state(records))
         support = records["support"]
         width = max(1, int((support["item"] != 0).sum(1).max(initial=0)))
         rows = serving.table.rows_of(support["item"][:, :width])
@@ -89,6 +90,15 @@ class Recommender:
             delta=self._tensor(records["delta"].copy()),
         )
         return view if control is None or not control.any() else self._unadapted(view, control)
+
+    def _state(self, records: Records) -> State:
+        """The stored adapters; who has none yet is at the start that his profile gives."""
+        state = self._layout.adapter_state(records, self._serving.device)
+        has = user_state.has_adapter(records)
+        if has.all():
+            return state
+        start, kept = self._serving.start(user_state.profile_buckets(records)), self._tensor(has)
+        return chosen(kept, state, start)
 
     def _seen(self, records: Records, support_rows: Ints) -> Ints:
         """Rows [n, L] of items the users acted on in any way, liked or not, -1 = none."""
