@@ -31,8 +31,8 @@ class Impressions:
     window: float  # seconds after which what was not acted on counts as ignored
 
 
-def make_impressions(users: Any, items: Any, times: Any, window: float) -> Impressions:
-    """Impressions from columns [p] in any order of time.
+def make_impressions(users: Any, items: Any, times: Any, window: float) -> Impressions | None:
+    """Impressions from columns [p] in any order of time; None where there are none.
 
     Those of one time stand as they enter the ring: the best item of a list last, so that it is
     the last to leave.
@@ -40,6 +40,8 @@ def make_impressions(users: Any, items: Any, times: Any, window: float) -> Impre
     at = np.asarray(times, np.float64)
     order = np.argsort(at, kind="stable")
     rows = np.asarray(items, np.int64)[order]
+    if not len(order):
+        return None
     return Impressions(np.asarray(users, np.int64)[order], rows, at[order], window)
 
 
@@ -74,7 +76,7 @@ class Fates:
         At n moments: after the user's events before place `ends`, and what was shown by `times`.
         """
         newest = np.searchsorted(self.keys, pairs_key(users, times), side="right")
-        place = newest[:, None] - 1 - np.arange(min(RING, max(len(self.keys), 1)))
+        place = newest[:, None] - 1 - np.arange(min(RING, len(self.keys)))
         at = np.maximum(place, 0)
         good = (place >= 0) & (self.keys.real[at] == users[:, None])
         good &= (self.due[at] < ends[:, None]) & (self.cleared[at] >= ends[:, None])

@@ -26,7 +26,7 @@ LEAST_USERS = 5
 """Profiles of training users that must have an attribute which no item has."""
 
 KNOWN, TEXT = "profile.buckets", "profile.text"
-"""Tensors of a model that was trained with profiles: [B] int64 ascending, and [B, D]."""
+"""Tensors of a trained model: [B] int64 ascending, and [B, D] float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,10 @@ def at_start(profiles: Profiles | None, users: Ints, times: np.ndarray) -> Ints 
 def new_tensors(features: ItemFeatures, starts: Ints | None) -> dict[str, Tensor]:
     """What a model has to know of attributes: those of items, and those that profiles often name.
 
-    `starts` [U, P] are the training users' profiles; None = no tensors at all.
+    `starts` [U, P] are the training users' profiles, None = they have none.
     """
-    if starts is None:
-        return {}
-    users = np.bincount(starts[starts >= 0], minlength=ATTRIBUTE_BUCKETS)
+    told = np.zeros(0, np.int64) if starts is None else starts[starts >= 0]
+    users = np.bincount(told, minlength=ATTRIBUTE_BUCKETS)
     items = torch.zeros(ATTRIBUTE_BUCKETS)
     text = torch.zeros(ATTRIBUTE_BUCKETS, features.text.shape[1])
     for column in features.attributes.T:  # one at a time: all at once would copy the texts
@@ -77,15 +76,15 @@ def new_tensors(features: ItemFeatures, starts: Ints | None) -> dict[str, Tensor
         items.index_add_(0, column[real], torch.ones(int(real.sum())))
         text.index_add_(0, column[real], features.text[real])
     known = torch.nonzero((items > 0) | torch.from_numpy(users >= LEAST_USERS))[:, 0]
-    return {KNOWN: known, TEXT: text[known] / items[known, None].clamp(min=1)}
+    return {KNOWN: known, TEXT: (text[known] / items[known, None].clamp(min=1)).half()}
 
 
 def vectors(meta: Meta, buckets: Tensor) -> Tensor | None:
     """Points [n, d] for the attributes [n, P] of profiles; zeros where the model knows none.
 
-    None where no user has one that it knows, or where it was trained without profiles.
+    None where no user has one that it knows.
     """
-    if KNOWN not in meta.tensors or not len(meta[KNOWN]):
+    if not len(meta.tensors.get(KNOWN, ())):
         return None
     known = meta[KNOWN]
     at = torch.searchsorted(known, buckets.contiguous()).clamp(max=len(known) - 1)
@@ -94,8 +93,8 @@ def vectors(meta: Meta, buckets: Tensor) -> Tensor | None:
         return None
     used, place = torch.unique(at[real], return_inverse=True)
     none = torch.full_like(used, -1)
-    alike = ItemFeatures(meta[TEXT][used], known[used][:, None], none)
+    alike = ItemFeatures(meta[TEXT][used].float(), known[used][:, None], none)
     owner = real.nonzero()[:, 0]
-    share = 1 / real.sum(1).clamp(min=1).to(meta[TEXT].dtype)
+    share = 1 / real.sum(1).clamp(min=1)
     each = towers.item_vectors(meta, alike)[place] * share[owner][:, None]
     return each.new_zeros(len(buckets), each.shape[1]).index_add(0, owner, each)
