@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from adapters.impressions import RING
 from stream import config
 from stream.item_encoder import attribute_buckets
-from stream.message_types import Event, Interaction, Ranking, User
+from stream.message_types import Event, Forget, Interaction, Ranking, User
 from stream.messages import evidence_of
 
 
@@ -55,10 +55,11 @@ class Columns:
 def to_columns(events: Iterable[Event], settings: config.Messages) -> Columns:
     """The interactions among `events` as columns, with what these users were shown and told.
 
-    Users who never act are left out, and so are erasures. Raises `KeyError` for an action that is
-    not configured; the readers of `stream.files` refuse those before.
+    Users who never act are left out, and so is what came before a user was erased. Raises
+    `KeyError` for an action that is not configured; the readers of `stream.files` refuse those
+    before.
     """
-    given = list(events)
+    given = _remembered(list(events))
     log = sorted((e for e in given if isinstance(e, Interaction)), key=lambda e: e.timestamp)
     names = tuple(settings.actions)
     users, items = _Places(), _Places()
@@ -80,6 +81,15 @@ def to_columns(events: Iterable[Event], settings: config.Messages) -> Columns:
         shown=shown,
         told=told,
     )
+
+
+def _remembered(events: list[Event]) -> list[Event]:
+    """The events without those of users who were erased at their time or later."""
+    erased = sorted((e for e in events if isinstance(e, Forget)), key=lambda e: e.timestamp)
+    if not erased:
+        return events
+    until = {event.user: event.timestamp for event in erased}
+    return [event for event in events if event.timestamp > until.get(event.user, -1)]
 
 
 class _Places(dict[str, int]):
