@@ -231,6 +231,8 @@ def variant_meta(meta: Meta, variant: str) -> Meta:
         "expert_weight": meta["expert_weight"] * keep[:, None],
         "expert_weight_zero": meta["expert_weight_zero"] * keep,
     }
+    if experts.TOLD in meta.tensors:
+        changed[experts.TOLD] = meta[experts.TOLD] * keep
     return replace(meta, tensors={**meta.tensors, **changed})
 
 

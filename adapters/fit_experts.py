@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import adapter, evaluate, experts, features, ranking
+from adapters import evaluate, experts, features, ranking
 from adapters.episodes import Log
 from adapters.evaluate import Step
 from adapters.experts import Prior
-from adapters.positions import Sequences, interests_at, relevant, views
+from adapters.positions import Sequences, interests_at, relevant, told_of, views
 from adapters.signals import Ints, bucket_start
 from adapters.types import Catalogue, Meta, UserView
 
@@ -51,7 +51,8 @@ class Fitted:
     positions: int
     loss: float  # of the fitted weights, mean over users
     loss_default: float  # the same with the default weights
-    zero_ndcg: dict[str, float]  # validation nDCG at 0 shots: `shared` and `own` weights
+    zero_ndcg: dict[str, float]  # validation nDCG at 0 shots: `shared` and `own` weights, and
+    # of users with a profile without and with theirs: `untold` and `told`
     own_zero: bool  # whether zero shots got weights of their own
 
 
@@ -64,7 +65,7 @@ class Sample:
     log_scale: Tensor  # [n, m] log importance of a sampled item, -inf = left out
     best: Tensor  # [n, C, E] the pool
     hits: Tensor  # [n, C] bool: relevant
-    shots: Tensor  # [n]
+    shots: Tensor  # [n], -1 = none, and a profile
     context: Tensor  # [n, 4] of experts.circumstances
     users: Tensor  # [n]
 
@@ -93,12 +94,21 @@ def fit(
         sample = _collect(meta, log, start, catalogue, prior, chosen[count:], options, seed)
     if sample is None:
         return Fitted(meta, 0, float("nan"), float("nan"), {}, own_zero=False)
-    weight, zero, loss, default = _solve(meta, sample, options)
-    shared = _with(meta, weight, weight[:, 0])
-    own = _with(meta, weight, zero)
-    models = {"shared": shared, "own": own}
-    scores, better = _zero_shot(models, log, start, catalogue, prior, chosen[:count], options, seed)
-    return Fitted(own if better else shared, len(sample.shots), loss, default, scores, better)
+    weight, zero, told, loss, default = _solve(meta, sample, options)
+    models = {"shared": _with(meta, weight, weight[:, 0]), "own": _with(meta, weight, zero)}
+
+    def better(models: dict[str, Meta], profiled: bool) -> tuple[dict[str, float], bool]:
+        return _zero_shot(
+            models, log, start, catalogue, prior, chosen[:count], profiled, options, seed
+        )
+
+    scores, ahead = better(models, False)
+    best = models["own" if ahead else "shared"]
+    if told is not None:
+        tried = {"untold": best, "told": _told(best, told)}
+        more, useful = better(tried, True)
+        scores, best = {**scores, **more}, tried["told" if useful else "untold"]
+    return Fitted(best, len(sample.shots), loss, default, scores, ahead)
 
 
 def sampled_loss(weights: Tensor, sample: Sample) -> Tensor:
@@ -127,19 +137,41 @@ def _with(meta: Meta, weight: Tensor, zero: Tensor) -> Meta:
     return replace(meta, tensors={**meta.tensors, **tensors})
 
 
-def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Tensor, float, float]:
-    """Weights [E, 4] for users with shots, [E] for those without, loss, loss of the defaults."""
-    default = meta["expert_weight"]
+def _told(meta: Meta, encoder: Tensor) -> Meta:
+    """The weights of users without events, with another weight [1] of the encoder."""
+    weight = torch.cat([encoder, meta["expert_weight_zero"][1:]])
+    return replace(meta, tensors={**meta.tensors, experts.TOLD: weight})
+
+
+def _solve(
+    meta: Meta, sample: Sample, options: FitOptions
+) -> tuple[Tensor, Tensor, Tensor | None, float, float]:
+    """Weights [E, 4] for users with shots, [E] for those without, the encoder's [1] for those of
+    them with a profile (None = nobody has one), loss, loss of the defaults.
+    """
+    default, told = meta["expert_weight"], sample.shots < 0
     importance = _per_user(sample.users)
-    pull = options.pull * (_variance(sample) + 0.1)
-    scale = 1 / (_variance(sample) + 0.1)
+    rest = sample if told.all() else _rows(sample, torch.nonzero(~told)[:, 0])
+    pull = options.pull * (_variance(rest) + 0.1)
+    scale = 1 / (_variance(rest) + 0.1)
 
     def mean_loss(each: Tensor, part: Sample, weight: Tensor) -> Tensor:
         loss = pool_loss(each, part) + options.full * sampled_loss(each, part)
         return (loss * weight).sum() / weight.sum()
 
     def warm(w: Tensor) -> Tensor:
-        return mean_loss(sample.context @ w.T, sample, importance)
+        return mean_loss(rest.context @ w.T, rest, _per_user(rest.users))
+
+    def begin(which: Tensor, free: int) -> Tensor:
+        """The first `free` weights of users who begin, from some positions."""
+        part, weight = _rows(sample, torch.nonzero(which)[:, 0]), importance[which]
+        near, rest = fitted[:free, 0], fitted[free:, 0]
+
+        def loss(w: Tensor) -> Tensor:
+            each = torch.cat([w, rest]).expand(len(weight), -1)
+            return mean_loss(each, part, weight) + (pull[:free] * (w - near) ** 2).sum()
+
+        return minimise(loss, near, scale[:free], options.steps)
 
     fitted = minimise(
         lambda w: warm(w) + (pull[:, None] * (w - default) ** 2).sum(),
@@ -147,20 +179,10 @@ def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Ten
         scale[:, None].expand(-1, default.shape[1]),
         options.steps,
     )
-    zero = fitted[:, 0]
-    cold = torch.nonzero(sample.shots == 0)[:, 0]
-    if len(cold):
-        part, weight = _rows(sample, cold), importance[cold]
-        zero = minimise(
-            lambda w: (
-                mean_loss(w.expand(len(cold), -1), part, weight)
-                + (pull * (w - fitted[:, 0]) ** 2).sum()
-            ),
-            zero,
-            scale,
-            options.steps,
-        )
-    return fitted, zero, float(warm(fitted)), float(warm(default))
+    cold = sample.shots == 0
+    zero = begin(cold, len(fitted)) if cold.any() else fitted[:, 0]
+    encoder = begin(told, 1) if told.any() else None  # a profile moves no other expert
+    return fitted, zero, encoder, float(warm(fitted)), float(warm(default))
 
 
 def minimise(
@@ -308,12 +330,19 @@ def _sample(
         log_scale=scale.masked_fill(clash, -torch.inf),
         best=ranking.expert_values(meta, prepared, view, best.clamp(min=0)),
         hits=hits,
-        shots=view.shots,
+        shots=_shots(view),
         context=experts.circumstances(
             view, features.trend(meta.config, prepared, features.seeds(view))
         ),
         users=users,
     )
+
+
+def _shots(view: UserView) -> Tensor:
+    """Shots [n], but -1 for users with a profile and without events."""
+    if view.told is None:
+        return view.shots
+    return view.shots.masked_fill(view.told & (view.shots == 0), -1)
 
 
 def _proposal(step: Step, uniform: float) -> Tensor:
@@ -351,32 +380,35 @@ def _zero_shot(
     catalogue: Catalogue,
     prior: Prior | None,
     users: Ints,
+    profiled: bool,
     options: FitOptions,
     seed: int,
 ) -> tuple[dict[str, float], bool]:
-    """Mean nDCG@10 at users' first events, and whether `own` is ahead by a standard error."""
-    seq, any_model = Sequences.of(log), models["shared"]
+    """Mean nDCG@10 of two models, and whether the second is ahead by a standard error.
+
+    At the first events of users who have a profile, or of those who have none.
+    """
+    seq, (first, second) = Sequences.of(log), models
+    any_model = models[first]
     events, wanted = _events(any_model, seq, start, users, options)
     fresh = seq.place[events] == seq.start[seq.place[events]]
+    fresh &= told_of(any_model, seq, events).numpy() == profiled
     events, wanted = _busy(
         any_model, seq, events[fresh], wanted[fresh], options.validation_buckets, seed
     )
     if not len(events):
         return {}, False
-    alike = log.profiles is None  # one start, and one list, for all
-    if alike:
-        interests = adapter.read(any_model, adapter.init(any_model, 1))
-    else:
-        interests = interests_at(any_model, seq, events, "request", catalogue.vectors)
+    interests = interests_at(any_model, seq, events, "request", catalogue.vectors)
     lists: dict[str, list[Tensor]] = {name: [] for name in models}
     with torch.no_grad():
         for step in evaluate.walk(any_model, seq, events, catalogue, prior):
+            own = interests[step.inside] if profiled else interests[:1]  # one list for all
             for name, model in models.items():
-                own = interests if alike else interests[step.inside]
                 view = ranking.empty_view(model, own)
+                view = replace(view, told=torch.full((len(own),), profiled))
                 ranked = ranking.rank_prepared(model, step.prepared, view, 10).items
                 lists[name].append(ranked.expand(step.inside.stop - step.inside.start, -1))
     ndcg = {n: evaluate.figures(torch.cat(x).numpy(), wanted)[:, 0] for n, x in lists.items()}
-    ahead = ndcg["own"] - ndcg["shared"]
+    ahead = ndcg[second] - ndcg[first]
     error = float(ahead.std()) / len(ahead) ** 0.5
     return {n: float(x.mean()) for n, x in ndcg.items()}, bool(ahead.mean() > error)

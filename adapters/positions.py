@@ -103,6 +103,7 @@ def views(
         seen=torch.from_numpy(seen) if mask_seen else torch.full((n, 1), -1),
         shown=_ignored(seq, events, ends),
         delta=torch.zeros(n, experts),
+        told=None if seq.log.profiles is None else told_of(meta, seq, events),
     )
 
 
@@ -160,6 +161,11 @@ def previous_in_log(seq: Sequences) -> Ints:
 def profiled(seq: Sequences, events: Ints) -> Bools:
     """Whether the users of these events (places in the log) began with a profile."""
     return np.asarray((_told(seq, seq.start[seq.place[events]]) >= 0).any(1))
+
+
+def told_of(meta: Meta, seq: Sequences, events: Ints) -> Tensor:
+    """Users [n] bool of these events whose profile, if any, says something to the model."""
+    return profiles.known(meta, torch.from_numpy(_told(seq, seq.start[seq.place[events]])))
 
 
 def _told(seq: Sequences, starts: Ints) -> Ints:

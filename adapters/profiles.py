@@ -79,6 +79,12 @@ def new_tensors(features: ItemFeatures, starts: Ints | None) -> dict[str, Tensor
     return {KNOWN: known, TEXT: (text[known] / items[known, None].clamp(min=1)).half()}
 
 
+def known(meta: Meta, buckets: Tensor) -> Tensor:
+    """Users [n] bool with an attribute among theirs [n, P] that the model knows."""
+    names = meta.tensors.get(KNOWN, buckets.new_zeros(0))
+    return torch.isin(buckets, names).any(1)
+
+
 def vectors(meta: Meta, buckets: Tensor) -> Tensor | None:
     """Points [n, d] for the attributes [n, P] of profiles; zeros where the model knows none.
 

@@ -245,7 +245,8 @@ def _groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
 def select(view: UserView, users: slice | Tensor) -> UserView:
     """The view of some of the users."""
     support = Support(**{f.name: getattr(view.support, f.name)[users] for f in fields(Support)})
-    own = {f.name: getattr(view, f.name)[users] for f in fields(UserView) if f.name != "support"}
+    columns = {f.name: getattr(view, f.name) for f in fields(UserView) if f.name != "support"}
+    own = {name: column[users] for name, column in columns.items() if column is not None}
     return replace(view, support=support, **own)
 
 

@@ -10,7 +10,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters import adapter, ranking
+from adapters import adapter, profiles, ranking
 from adapters.adapter import chosen
 from adapters.types import State, Support, UserView
 from stream import user_state
@@ -88,6 +88,7 @@ class Recommender:
                 _at_least_one(serving.table.rows_of_low(user_state.shown_hashes(records)))
             ),
             delta=self._tensor(records["delta"].copy()),
+            told=profiles.known(serving.meta, self._tensor(user_state.profile_buckets(records))),
         )
         return view if control is None or not control.any() else self._unadapted(view, control)
 
@@ -130,6 +131,7 @@ class Recommender:
             seen=view.seen,
             shown=torch.where(mask[:, None], -1, view.shown),
             delta=torch.where(mask[:, None], 0.0, view.delta),
+            told=None if view.told is None else view.told & ~mask,
         )
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:

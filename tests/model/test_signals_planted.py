@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from adapters import adapter, evaluate, fit_experts, meta_train, positions, profiles, towers
 from adapters.episodes import Draw, Log, make_log
 from adapters.evaluate import Options
-from adapters.experts import default_tensors, names, prior_from_log
+from adapters.experts import TOLD, default_tensors, names, prior_from_log
 from adapters.fit_experts import FitOptions
 from adapters.impressions import make_impressions
 from adapters.meta_train import Recipe, Trained
@@ -198,7 +199,7 @@ def told() -> tuple[Log, Trained]:
     log = make_log(rng.permutation(users), np.zeros(len(users)), 0 * ones, ones, times)
     log = replace(log, items=item_of(taste[first][log.users], rng))
     log = replace(log, profiles=make_profiles(who, np.full(USERS, BEGIN - 1), buckets))
-    held_out = np.arange(120, USERS)
+    held_out = np.arange(80, USERS)
     with one_thread():
         model = meta_train.train(log, features(), CONFIG, recipe=RECIPE, held_out=held_out)
     return log, model
@@ -252,6 +253,30 @@ def test_a_profile_that_says_nothing_known_changes_nothing(told: tuple[Log, Trai
     assert found[1].any()
 
 
+def test_the_fit_trusts_the_start_of_who_has_a_profile(told: tuple[Log, Trained]) -> None:
+    """A first event by taste, then what is popular: the encoder weighs more for a profile alone."""
+    rng, model, size = np.random.default_rng(0), told[1], 800
+    users = np.repeat(np.arange(size), 4)
+    taste = rng.integers(0, THEMES, size)
+    popular = np.minimum(rng.geometric(0.1, len(users)), ITEMS) - 1
+    items = np.where(np.arange(len(users)) % 4, popular, item_of(taste, rng).repeat(4))
+    times = BEGIN + np.sort(rng.random((size, 4)) * 4 * DAY, 1).ravel()
+    log = make_log(users, items, 0 * users, np.ones(len(users)), times)
+    buckets = np.full((size // 2, 16), -1)
+    buckets[:, 0] = 10 + taste[::2]
+    some = make_profiles(np.arange(0, size, 2), np.full(size // 2, BEGIN), buckets)
+    options = FitOptions(
+        pool=40, mask_seen=False, buckets=999, validation_buckets=999, validation=0.5, horizon=1
+    )
+    fit = partial(fit_experts.fit, model.meta, start=BEGIN, catalogue=catalogue(model), prior=None)
+    found = fit(replace(log, profiles=some), users=np.arange(size), options=options)
+    zero, own = found.meta["expert_weight_zero"], found.meta[TOLD]
+    assert float(own[0]) > float(zero[0]) + 0.2
+    assert torch.equal(own[1:], zero[1:])
+    assert found.zero_ndcg["told"] > found.zero_ndcg["untold"] + 0.01
+    assert TOLD not in fit(log, users=np.arange(size), options=options).meta.tensors
+
+
 def test_a_later_profile_is_not_known_before(told: tuple[Log, Trained]) -> None:
     """No look-ahead: a profile that comes after the first event changes no list."""
     log, model = told
@@ -267,7 +292,7 @@ def test_fields_that_items_have_need_no_profiles_in_training(told: tuple[Log, Tr
     """A model trained on events alone knows the attributes of items, and no others."""
     log, _ = told
     model = trained(replace(log, profiles=None))
-    model = replace(model, held_out=np.arange(120, USERS))
+    model = replace(model, held_out=np.arange(80, USERS))
     with_profile, _ = first_lists(log, model)
     without, _ = first_lists(replace(log, profiles=None), model)
     assert with_profile[1::2].mean() > without[1::2].mean() + 0.2
