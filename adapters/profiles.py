@@ -81,8 +81,7 @@ def new_tensors(features: ItemFeatures, starts: Ints | None) -> dict[str, Tensor
 
 def known(meta: Meta, buckets: Tensor) -> Tensor:
     """Users [n] bool with an attribute among theirs [n, P] that the model knows."""
-    names = meta.tensors.get(KNOWN, buckets.new_zeros(0))
-    return torch.isin(buckets, names).any(1)
+    return _found(meta, buckets)[1].any(1)
 
 
 def vectors(meta: Meta, buckets: Tensor) -> Tensor | None:
@@ -90,17 +89,22 @@ def vectors(meta: Meta, buckets: Tensor) -> Tensor | None:
 
     None where no user has one that it knows.
     """
-    if not len(meta.tensors.get(KNOWN, ())):
-        return None
-    known = meta[KNOWN]
-    at = torch.searchsorted(known, buckets.contiguous()).clamp(max=len(known) - 1)
-    real = known[at] == buckets
+    at, real = _found(meta, buckets)
     if not bool(real.any()):
         return None
     used, place = torch.unique(at[real], return_inverse=True)
     none = torch.full_like(used, -1)
-    alike = ItemFeatures(meta[TEXT][used].float(), known[used][:, None], none)
+    alike = ItemFeatures(meta[TEXT][used].float(), meta[KNOWN][used][:, None], none)
     owner = real.nonzero()[:, 0]
     share = 1 / real.sum(1).clamp(min=1)
     each = towers.item_vectors(meta, alike)[place] * share[owner][:, None]
     return each.new_zeros(len(buckets), each.shape[1]).index_add(0, owner, each)
+
+
+def _found(meta: Meta, buckets: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the attributes [n, P] stand among those that the model knows, and whether they do."""
+    names = meta.tensors.get(KNOWN)
+    if names is None or not len(names) or not bool((buckets >= 0).any()):
+        return torch.zeros_like(buckets), torch.zeros_like(buckets, dtype=torch.bool)
+    at = torch.searchsorted(names, buckets.contiguous()).clamp(max=len(names) - 1)
+    return at, names[at] == buckets

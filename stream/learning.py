@@ -268,8 +268,9 @@ class Learner:
         stored = self._layout.adapter_state(records, device)
         has = torch.from_numpy(has_adapter(records)).to(device)
         outdated = user_state.needs_rebuild(records, self._model)
-        state = self._serving.start(user_state.profile_buckets(records))
         usable = has & ~torch.from_numpy(outdated).to(device)
+        begins = ~usable.cpu().numpy()
+        state = self._serving.start(user_state.profile_buckets(records, begins))
         if bool(usable.any()):
             state = adapter.chosen(usable, stored, state)
         return self._rebuilt(state, records, np.flatnonzero(outdated))

@@ -88,7 +88,7 @@ class Recommender:
                 _at_least_one(serving.table.rows_of_low(user_state.shown_hashes(records)))
             ),
             delta=self._tensor(records["delta"].copy()),
-            told=profiles.known(serving.meta, self._tensor(user_state.profile_buckets(records))),
+            told=self._told(records),
         )
         return view if control is None or not control.any() else self._unadapted(view, control)
 
@@ -98,8 +98,13 @@ class Recommender:
         has = user_state.has_adapter(records)
         if has.all():
             return state
-        start, kept = self._serving.start(user_state.profile_buckets(records)), self._tensor(has)
-        return chosen(kept, state, start)
+        start = self._serving.start(user_state.profile_buckets(records, ~has))
+        return chosen(self._tensor(has), state, start)
+
+    def _told(self, records: Records) -> Tensor:
+        """Users [n] bool without events whose profile says something to the model."""
+        told = user_state.profile_buckets(records, records["shots"] == 0)
+        return profiles.known(self._serving.meta, self._tensor(told))
 
     def _seen(self, records: Records, support_rows: Ints) -> Ints:
         """Rows [n, L] of items the users acted on in any way, liked or not, -1 = none."""

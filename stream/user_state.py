@@ -294,9 +294,10 @@ def fold_profiles(records: Records, buckets: Ints, times: Ints) -> Records:
     return new
 
 
-def profile_buckets(records: Records) -> Ints:
-    """Attributes [n, P] that users' profiles name, -1 = none."""
-    return records["profile"].astype(np.int64) - 1
+def profile_buckets(records: Records, wanted: Bools | None = None) -> Ints:
+    """Attributes [n, P] that users' profiles name, -1 = none; of the `wanted` users [n] alone."""
+    buckets = records["profile"].astype(np.int64) - 1
+    return buckets if wanted is None else np.where(wanted[:, None], buckets, -1)
 
 
 # -- impressions -----------------------------------------------------------------------------

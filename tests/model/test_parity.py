@@ -51,7 +51,8 @@ def model() -> tuple[Meta, Items]:
     generator = torch.Generator().manual_seed(5)
     weight = meta["expert_weight"]
     moved = weight + 0.1 * torch.randn(weight.shape, generator=generator)
-    return replace(meta, tensors={**meta.tensors, "expert_weight": moved}), known
+    changed = {"expert_weight": moved, experts.TOLD: moved.sum(1)}
+    return replace(meta, tensors={**meta.tensors, **changed}), known
 
 
 START = int(NOW // 3_600) * 3_600_000
