@@ -20,6 +20,7 @@ __all__ = [
     "Field",
     "Kind",
     "advance",
+    "chosen",
     "fields",
     "guard",
     "init",
@@ -147,8 +148,15 @@ def guard(old: State, new: State) -> tuple[State, Tensor]:
     bad = refused(old, new)
     if not bool(bad.any()):
         return new, bad
-    keep = {k: torch.where(bad.view(-1, *[1] * (v.dim() - 1)), old[k], v) for k, v in new.items()}
-    return keep, bad
+    return chosen(bad, old, new), bad
+
+
+def chosen(where: Tensor, one: State, other: State) -> State:
+    """State `one` for the users [n] where it says so, `other` for the rest, of the types of it."""
+    return {
+        k: torch.where(where.view(-1, *[1] * (v.dim() - 1)), one[k].to(v.dtype), v)
+        for k, v in other.items()
+    }
 
 
 def steps_off(meta: Meta) -> Meta:

@@ -7,13 +7,15 @@ counts only where the window begins with the user's first event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adapters.impressions import Impressions
+from adapters.profiles import Profiles, at_start
 from adapters.types import Block
 
 
@@ -23,13 +25,19 @@ class LeakageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Events of all users as columns, in time order. Raises `ValueError` if they are not."""
+    """Events of all users as columns, in time order. Raises `ValueError` if they are not.
+
+    What users were shown and their profiles stand beside the events and stay whole when events
+    are selected: whoever reads them takes what came before the moment in question.
+    """
 
     users: np.ndarray  # [m] int64 any numbers >= 0
     items: np.ndarray  # [m] int64 rows of the catalogue, -1 = not in it
     actions: np.ndarray  # [m] int64 index into ModelConfig.actions
     values: np.ndarray  # [m] float32 evidence, negative = dislike
     times: np.ndarray  # [m] float64 unix seconds
+    shown: Impressions | None = field(default=None, kw_only=True)
+    profiles: Profiles | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         sizes = {len(column) for column in self._columns()}
@@ -45,7 +53,8 @@ class Log:
 
     def select(self, index: np.ndarray | slice) -> Log:
         """Some events; an index must keep their order."""
-        return Log(*(column[index] for column in self._columns()))
+        columns = [column[index] for column in self._columns()]
+        return Log(*columns, shown=self.shown, profiles=self.profiles)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
         return self.users, self.items, self.actions, self.values, self.times
@@ -127,6 +136,7 @@ class Histories:
     starts: np.ndarray  # [U + 1] first event of each user
     user: np.ndarray  # [m] which user, 0 to U - 1, an event belongs to
     target: np.ndarray  # [m + 1] row of the next positive at this event or later, -1 = none
+    profiles: np.ndarray | None = None  # [U, P] attributes of each user's profile, -1 = none
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +164,7 @@ class Episodes:
     query: Tensor  # [n, P] bool: in the query part; else in the support part
     seen: Tensor  # [n, L] int64 rows, -1 = none
     seen_from: Tensor  # [n, L] int64 first place at which the row has been seen
+    profiles: Tensor | None = None  # [n, P] int64 attributes of the users' profiles, -1 = none
 
 
 def group(log: Log, *, repeat: bool = False) -> Histories:
@@ -172,6 +183,7 @@ def group(log: Log, *, repeat: bool = False) -> Histories:
         starts=np.append(starts, len(log)).astype(np.int64),
         user=user,
         target=_next_positive(items, user, positive),
+        profiles=at_start(log.profiles, log.users, log.times),
     )
 
 
@@ -216,6 +228,7 @@ def episodes(
     split = rng.integers(0, length + 1)[:, None]  # support before, query from here on
     seen, seen_from = _seen(histories, begin, length, first, 0 if draw.repeat else draw.seen)
     coming = np.where(places >= 0, begin[:, None] + places, 0)
+    known = histories.profiles
     return Episodes(
         block=window_block(histories, begin, length),
         places=torch.from_numpy(places),
@@ -224,6 +237,7 @@ def episodes(
         query=torch.from_numpy(places >= split),
         seen=torch.from_numpy(seen),
         seen_from=torch.from_numpy(seen_from),
+        profiles=None if known is None else torch.from_numpy(known[histories.user[begin]]),
     )
 
 

@@ -39,6 +39,7 @@ def new_tensors(config: ModelConfig, generator: torch.Generator) -> dict[str, Te
     return {
         "adapter.start_last": normal(generator, 2, d, std=0.5),
         "adapter.item_scale": torch.stack([torch.ones(d), torch.full((d,), 0.3)]),
+        "adapter.action_scale": torch.zeros(len(config.actions) + 1, d),
         "adapter.value_input": normal(generator, d, std=0.02),
         "adapter.action_input": normal(generator, len(config.actions) + 1, d, std=0.02),
         "adapter.gap_input": normal(generator, _GAPS, d, std=0.02),
@@ -99,7 +100,7 @@ def _inputs(
     unknown = len(meta.config.actions)
     action = block.actions.masked_fill((block.actions < 0) | (block.actions >= unknown), unknown)
     inputs: Tensor = (
-        item * (plain + by_value * value.tanh())
+        item * (plain + by_value * value.tanh() + meta["adapter.action_scale"][action])
         + value * meta["adapter.value_input"]
         + functional.embedding(action, meta["adapter.action_input"])
         + functional.embedding(bucket, meta["adapter.gap_input"])

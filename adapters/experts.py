@@ -33,6 +33,9 @@ from adapters.types import Meta, ModelConfig, Shared, UserView
 PACE = 3_600.0
 """Seconds between a user's latest two events at which pace is a half."""
 
+TOLD = "expert_weight_told"
+"""Tensor [E] of a model whose fit saw profiles: weights of users who have one and no events."""
+
 PAIR_SHRINK = 4.0
 """Co-visitation weight added to both items' totals: a pair seen once proves little."""
 
@@ -78,10 +81,13 @@ def weights(meta: Meta, view: UserView, trend: Tensor) -> Tensor:
     """Weights [n, E] of users: w0 + w1 log(1 + shots) + w2 pace + w3 trend + the user's delta.
 
     `trend` [n] is that of `features`. Users without events have weights of their own, to which
-    delta is not added.
+    delta is not added; those who have a profile have others again.
     """
     warm = circumstances(view, trend) @ meta["expert_weight"].T + view.delta
-    return torch.where((view.shots > 0)[:, None], warm, meta["expert_weight_zero"])
+    zero = meta["expert_weight_zero"]
+    if view.told is not None and TOLD in meta.tensors:
+        zero = torch.where(view.told[:, None], meta[TOLD], zero)
+    return torch.where((view.shots > 0)[:, None], warm, zero)
 
 
 def circumstances(view: UserView, trend: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Fitted:
     positions: int
     loss: float  # of the fitted weights, mean over users
     loss_default: float  # the same with the default weights
-    zero_ndcg: dict[str, float]  # validation nDCG at 0 shots: `shared` and `own` weights
+    zero_ndcg: dict[str, float]  # validation nDCG at 0 shots: `shared` and `own` weights, and
+    # of users with a profile without and with theirs: `untold` and `told`
     own_zero: bool  # whether zero shots got weights of their own
 
 
@@ -49,7 +50,7 @@ class Sample:
     log_scale: Tensor  # [n, m] log importance of a sampled item, -inf = left out
     best: Tensor  # [n, C, E] the pool
     hits: Tensor  # [n, C] bool: relevant
-    shots: Tensor  # [n]
+    shots: Tensor  # [n], -1 = none, and a profile
     context: Tensor  # [n, 4] of experts.circumstances
     users: Tensor  # [n]
 
@@ -81,13 +82,16 @@ def fit(
         sample = _collect(meta, history, chosen[count:])
     if sample is None:
         return Fitted(meta, 0, float("nan"), float("nan"), {}, own_zero=False)
-    weight, zero, loss, default = _solve(meta, sample, options)
-    shared = _with(meta, weight, weight[:, 0])
-    own = _with(meta, weight, zero)
-    scores, better = _zero_shot({"shared": shared, "own": own}, history, chosen[:count])
-    mix = own if better else shared
-    looked = fit_rerank.fit(mix, history, chosen)
-    return Fitted(looked, len(sample.shots), loss, default, scores, better)
+    weight, zero, told, loss, default = _solve(meta, sample, options)
+    models = {"shared": _with(meta, weight, weight[:, 0]), "own": _with(meta, weight, zero)}
+    scores, ahead = _zero_shot(models, history, chosen[:count], profiled=False)
+    best = models["own" if ahead else "shared"]
+    if told is not None:
+        tried = {"untold": best, "told": _told(best, told)}
+        more, useful = _zero_shot(tried, history, chosen[:count], profiled=True)
+        scores, best = {**scores, **more}, tried["told" if useful else "untold"]
+    looked = fit_rerank.fit(best, history, chosen)
+    return Fitted(looked, len(sample.shots), loss, default, scores, ahead)
 
 
 def sampled_loss(weights: Tensor, sample: Sample) -> Tensor:
@@ -116,23 +120,45 @@ def _with(meta: Meta, weight: Tensor, zero: Tensor) -> Meta:
     return replace(meta, tensors={**meta.tensors, **tensors})
 
 
-def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Tensor, float, float]:
-    """Weights [E, 4] for users with shots, [E] for those without, loss, loss of the defaults.
+def _told(meta: Meta, encoder: Tensor) -> Meta:
+    """The weights of users without events, with another weight [1] of the encoder."""
+    weight = torch.cat([encoder, meta["expert_weight_zero"][1:]])
+    return replace(meta, tensors={**meta.tensors, experts.TOLD: weight})
+
+
+def _solve(
+    meta: Meta, sample: Sample, options: FitOptions
+) -> tuple[Tensor, Tensor, Tensor | None, float, float]:
+    """Weights [E, 4] for users with shots, [E] for those without, the encoder's [1] for those of
+    them with a profile (None = nobody has one), loss, loss of the defaults.
 
     In twice the precision: where the minimum is flat, rounding would decide.
     """
     sample = Sample(*(_double(getattr(sample, name)) for name in Sample.__slots__))
-    default = meta["expert_weight"].double()
+    default, told = meta["expert_weight"].double(), sample.shots < 0
     importance = per_user(sample.users, options.weighting).double()
-    pull = options.pull * (_variance(sample) + 0.1)
-    scale = 1 / (_variance(sample) + 0.1)
+    rest = sample if told.all() else _rows(sample, torch.nonzero(~told)[:, 0])
+    own = per_user(rest.users, options.weighting).double()
+    pull = options.pull * (_variance(rest) + 0.1)
+    scale = 1 / (_variance(rest) + 0.1)
 
     def mean_loss(each: Tensor, part: Sample, weight: Tensor) -> Tensor:
         loss = pool_loss(each, part) + options.full * sampled_loss(each, part)
         return (loss * weight).sum() / weight.sum()
 
     def warm(w: Tensor) -> Tensor:
-        return mean_loss(sample.context @ w.T, sample, importance)
+        return mean_loss(rest.context @ w.T, rest, own)
+
+    def begin(which: Tensor, free: int) -> Tensor:
+        """The first `free` weights of users who begin, from some positions."""
+        part, weight = _rows(sample, torch.nonzero(which)[:, 0]), importance[which]
+        near, rest = fitted[:free, 0], fitted[free:, 0]
+
+        def loss(w: Tensor) -> Tensor:
+            each = torch.cat([w, rest]).expand(len(weight), -1)
+            return mean_loss(each, part, weight) + (pull[:free] * (w - near) ** 2).sum()
+
+        return minimise(loss, near, scale[:free], options.steps)
 
     fitted = minimise(
         lambda w: warm(w) + (pull[:, None] * (w - default) ** 2).sum(),
@@ -140,20 +166,10 @@ def _solve(meta: Meta, sample: Sample, options: FitOptions) -> tuple[Tensor, Ten
         scale[:, None].expand(-1, default.shape[1]),
         options.steps,
     )
-    zero = fitted[:, 0]
-    cold = torch.nonzero(sample.shots == 0)[:, 0]
-    if len(cold):
-        part, weight = _rows(sample, cold), importance[cold]
-        zero = minimise(
-            lambda w: (
-                mean_loss(w.expand(len(cold), -1), part, weight)
-                + (pull * (w - fitted[:, 0]) ** 2).sum()
-            ),
-            zero,
-            scale,
-            options.steps,
-        )
-    return fitted.float(), zero.float(), float(warm(fitted)), float(warm(default))
+    cold = sample.shots == 0
+    zero = begin(cold, len(fitted)) if cold.any() else fitted[:, 0]
+    encoder = begin(told, 1).float() if told.any() else None  # a profile moves no other expert
+    return fitted.float(), zero.float(), encoder, float(warm(fitted)), float(warm(default))
 
 
 def _double(values: Tensor) -> Tensor:
@@ -200,12 +216,19 @@ def _sample(
         log_scale=scale.masked_fill(clash, -torch.inf),
         best=ranking.expert_values(meta, prepared, view, best.clamp(min=0)),
         hits=hits,
-        shots=view.shots,
+        shots=_shots(view),
         context=experts.circumstances(
             view, features.trend(meta.config, prepared, features.seeds(view))
         ),
         users=users,
     )
+
+
+def _shots(view: UserView) -> Tensor:
+    """Shots [n], but -1 for users with a profile and without events."""
+    if view.told is None:
+        return view.shots
+    return view.shots.masked_fill(view.told & (view.shots == 0), -1)
 
 
 def _proposal(step: Step, uniform: float) -> Tensor:
@@ -230,20 +253,27 @@ def _variance(sample: Sample) -> Tensor:
 
 
 def _zero_shot(
-    models: dict[str, Meta], history: History, users: Ints
+    models: dict[str, Meta], history: History, users: Ints, *, profiled: bool
 ) -> tuple[dict[str, float], bool]:
-    """Mean nDCG@10 at users' first events, and whether `own` is ahead by a standard error."""
+    """Mean nDCG@10 of two models, and whether the second is ahead by a standard error.
+
+    At the first events of users who have a profile, or of those who have none.
+    """
+    first, second = models
     lists: dict[str, list[Tensor]] = {name: [] for name in models}
     wanted: list[Tensor] = []
     with torch.no_grad():
-        for step, view, relevant, _ in history.walk(models["shared"], users, fresh=True):
-            wanted.append(relevant)
+        for step, view, relevant, _ in history.walk(models[first], users, fresh=True):
+            told = torch.zeros(len(relevant), dtype=torch.bool) if view.told is None else view.told
+            mine = torch.nonzero(told == profiled)[:, 0]
+            own = ranking.select(view, mine)
+            wanted.append(relevant[mine])
             for name, model in models.items():
-                lists[name].append(ranking.rank_prepared(model, step.prepared, view, 10).items)
-    if not wanted:
+                lists[name].append(ranking.rank_prepared(model, step.prepared, own, 10).items)
+    good = torch.cat(wanted).numpy() if wanted else np.zeros((0, 1), np.int64)
+    if not len(good):
         return {}, False
-    good = torch.cat(wanted).numpy()
     ndcg = {n: evaluate.figures(torch.cat(x).numpy(), good)[:, 0] for n, x in lists.items()}
-    ahead = ndcg["own"] - ndcg["shared"]
+    ahead = ndcg[second] - ndcg[first]
     error = float(ahead.std()) / len(ahead) ** 0.5
     return {n: float(x.mean()) for n, x in ndcg.items()}, bool(ahead.mean() > error)

@@ -73,6 +73,8 @@ def variant_meta(meta: Meta, variant: str) -> Meta:
         "expert_weight": meta["expert_weight"] * keep[:, None],
         "expert_weight_zero": meta["expert_weight_zero"] * keep,
     }
+    if experts.TOLD in meta.tensors:
+        changed[experts.TOLD] = meta[experts.TOLD] * keep
     kept = replace(meta, tensors={**meta.tensors, **changed})
     return rerank.without(kept) if variant == "encoder only" else rerank.keeping(kept, keep)
 

@@ -17,14 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import adapter, arrivals, episodes, offsets, outer_loop, towers, validation
+from adapters import (
+    adapter,
+    arrivals,
+    episodes,
+    offsets,
+    outer_loop,
+    profiles,
+    towers,
+    validation,
+)
 from adapters.episodes import Draw, Episodes, Histories, Log
 from adapters.offsets import Offsets
 from adapters.outer_loop import Check, Clock, Keep, Progress, Snapshot, Task
 from adapters.towers import ItemFeatures
 from adapters.types import Block, Meta, ModelConfig
 
-FROZEN = ("step_scale", "text.mean", "text.components")
+FROZEN = ("step_scale", "text.mean", "text.components", profiles.KNOWN, profiles.TEXT)
 """Tensors that the outer loop leaves as they are."""
 
 POPULARITY = "train.popularity"
@@ -53,6 +62,7 @@ class Recipe:
     diversity_weight: float = 0.0  # of `sameness` in the loss of every prediction
     id_dropout: float = 0.2
     vector_dropout: float = 0.5  # of the items that events bring in
+    profile_dropout: float = 0.2  # so that users without a profile have a good start, too
     negatives: int = 2_000  # sampled items a batch, shared by its predictions
     popular_share: float = 0.5  # of the negatives drawn by popularity, the rest evenly
     full_softmax: int = 4_000  # catalogues up to this size are not sampled
@@ -150,10 +160,12 @@ def start(
     """
     ids = towers.svd_start(log.users, log.items, features.id_rows, config.dim, generator)
     there, _ = arrivals.there(log, features.created, len(features))
+    told = profiles.at_start(log.profiles, log.users, log.times)
     return Meta(
         config,
         {
             **adapter.new_tensors(config, generator),
+            **profiles.new_tensors(features, told),
             **towers.new_tensors(config, features, generator, ids),
             **towers.fit_text_reduction(features.text[there], config.text_dim),
             POPULARITY: torch.full((len(config.half_lives),), 1 / max(len(config.half_lives), 1)),
@@ -238,7 +250,7 @@ def losses(
     vectors = towers.item_vectors(meta, known.without_ids(dropped.to(device)))
     inputs = vectors * _dropout(vectors.shape, recipe.vector_dropout, generator).to(device)
     block = replace(batch.block, items=_look_up(local, batch.block.items)).to(device)
-    interests = _interests(meta, block, inputs)
+    interests = _interests(meta, block, inputs, _profiles(meta, batch, recipe, generator))
     wanted = batch.targets >= 0
     owner, place = wanted.nonzero(as_tuple=True)
     chosen = interests[owner.to(device), batch.places[wanted].to(device)]  # [m, K, d]
@@ -254,11 +266,22 @@ def losses(
     return _mean(nll, ~query), meta_loss
 
 
-def _interests(meta: Meta, block: Block, vectors: Tensor) -> Tensor:
+def _interests(meta: Meta, block: Block, vectors: Tensor, profile: Tensor | None) -> Tensor:
     """Interests before the first event and after each: [n, t + 1, K, d]."""
-    state = adapter.init(meta, len(block.items))
+    state = adapter.init(meta, len(block.items), profile)
     _, after = adapter.unroll(meta, state, block, vectors)
     return torch.cat([adapter.read(meta, state)[:, None], after], dim=1)
+
+
+def _profiles(
+    meta: Meta, batch: Episodes, recipe: Recipe, generator: torch.Generator
+) -> Tensor | None:
+    """Points [n, d] of the users' profiles, some of them left out."""
+    if batch.profiles is None:
+        return None
+    kept = torch.rand(len(batch.profiles), generator=generator) >= recipe.profile_dropout
+    told = torch.where(kept[:, None], batch.profiles, -1)
+    return profiles.vectors(meta, told.to(meta["step_scale"].device))
 
 
 def _nll(

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import adapter
+from adapters import adapter, profiles
 from adapters.episodes import Log
+from adapters.impressions import Fates
 from adapters.signals import PREVIOUS, Bools, Ints
 from adapters.types import Block, Meta, State, Support, UserView
 
@@ -42,6 +43,7 @@ class Sequences:
     order: Ints  # [m] log places sorted by user, then time
     place: Ints  # [m] inverse of order
     start: Ints  # [m] where the user of a sorted event begins
+    fates: Fates | None  # of what was shown; None = the log does not tell
 
     @classmethod
     def of(cls, log: Log) -> Sequences:
@@ -49,8 +51,10 @@ class Sequences:
         order = np.argsort(log.users, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        users = log.users[order]
-        return cls(log, order, place, np.searchsorted(users, users))
+        users, shown = log.users[order], log.shown
+        sorted_log = users, log.items[order], log.times[order]
+        fates = None if shown is None else Fates.of(shown, *sorted_log)
+        return cls(log, order, place, np.searchsorted(users, users), fates)
 
     def ends(self, events: Ints, moment: Moment, delay: float = 0.0) -> Ints:
         """The sorted places before which lies what is known of the users of these events.
@@ -122,10 +126,19 @@ def views(
         shots=torch.from_numpy(shots.astype(np.int64)),
         support=support_of(seq.log, support),
         seen=torch.from_numpy(seen),
-        shown=torch.full((n, 1), -1),
+        shown=_ignored(seq, events, ends),
         delta=torch.zeros(n, experts),
+        told=None if seq.log.profiles is None else told_of(meta, seq, events),
         repeats=not mask_seen,
     )
+
+
+def _ignored(seq: Sequences, events: Ints, ends: Ints) -> Tensor:
+    """Rows [n, R] shown and not acted on before places `ends` of the users of these events."""
+    if seq.fates is None:
+        return torch.full((len(events), 1), -1)
+    log = seq.log
+    return torch.from_numpy(seq.fates.ignored(log.users[events], ends, log.times[events]))
 
 
 def histories(
@@ -197,6 +210,28 @@ def previous_in_log(seq: Sequences) -> Ints:
     return np.asarray(np.where(repeated, -1, rows))
 
 
+def profiled(seq: Sequences, events: Ints) -> Bools:
+    """Whether the users of these events (places in the log) began with a profile."""
+    return np.asarray((_told(seq, seq.start[seq.place[events]]) >= 0).any(1))
+
+
+def told_of(meta: Meta, seq: Sequences, events: Ints) -> Tensor:
+    """Users [n] bool of these events whose profile, if any, says something to the model."""
+    return profiles.known(meta, torch.from_numpy(_told(seq, seq.start[seq.place[events]])))
+
+
+def _told(seq: Sequences, starts: Ints) -> Ints:
+    """Attributes [n, P] of users' profiles when they first acted, -1 = none.
+
+    `starts` are sorted places of first events.
+    """
+    log = seq.log
+    if log.profiles is None:
+        return np.full((len(starts), 1), -1)
+    first = seq.order[starts]
+    return log.profiles.known(log.users[first], log.times[first])
+
+
 def interests_at(
     meta: Meta,
     seq: Sequences,
@@ -255,7 +290,9 @@ def rebuilt_at(
 
 def _read_all(meta: Meta, seq: Sequences, starts: Ints, need: Ints, vectors: Tensor) -> Tensor:
     """Interests of n users after 0, 1, .. max(need) of their events: [n, max(need) + 1, K, d]."""
-    state = adapter.init(meta, len(starts))
+    state = adapter.init(
+        meta, len(starts), profiles.vectors(meta, torch.from_numpy(_told(seq, starts)))
+    )
     parts = [adapter.read(meta, state)[:, None]]
     for begin in range(0, int(need.max(initial=0)), WINDOW):
         length = min(WINDOW, int(need.max()) - begin)

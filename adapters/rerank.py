@@ -44,7 +44,7 @@ LATELY = 12.0
 SETTLED = 16.0
 """Events after which weights may change in another way with every further one."""
 
-CIRCUMSTANCES = 6
+CIRCUMSTANCES = 7
 """Numbers that weights depend on; see `circumstances`."""
 
 _WEIGHT = "rerank_weight"
@@ -88,10 +88,12 @@ def weights(meta: Meta, view: UserView, trend: Tensor) -> Tensor:
 
 
 def circumstances(view: UserView, trend: Tensor) -> Tensor:
-    """Those of the experts, whether nothing is known, and log shots beyond SETTLED: [n, 6]."""
+    """Those of the experts; log shots beyond SETTLED; no events yet; and a profile then: [n, 7]."""
     plain = experts.circumstances(view, trend)
     grown = torch.log((1 + view.shots.float()) / (1 + SETTLED)).clamp(min=0)
-    return torch.cat([plain, (view.shots == 0).float()[:, None], grown[:, None]], 1)
+    begins = (view.shots == 0).float()
+    told = torch.zeros_like(begins) if view.told is None else begins * view.told
+    return torch.cat([plain, torch.stack([grown, begins, told], 1)], 1)
 
 
 def features(prepared: Prepared, view: UserView, latest: Seeds, rows: Tensor) -> Tensor:

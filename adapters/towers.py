@@ -22,6 +22,9 @@ from adapters.types import Meta, ModelConfig
 ATTRIBUTE_BUCKETS = 4_096
 """Hash buckets of attributes: two values rarely meet, and none is ever unknown."""
 
+ATTRIBUTES = 16
+"""Attributes of an item, or of a profile, that are kept."""
+
 _SPREAD = 0.1  # root mean square of each part of an untrained item vector
 
 
@@ -64,7 +67,9 @@ class ItemFeatures:
 
 
 def attribute_buckets(
-    items: Sequence[Iterable[tuple[str, str]]], width: int = 16, buckets: int = ATTRIBUTE_BUCKETS
+    items: Sequence[Iterable[tuple[str, str]]],
+    width: int = ATTRIBUTES,
+    buckets: int = ATTRIBUTE_BUCKETS,
 ) -> Tensor:
     """Hash (field, value) pairs of items to buckets [N, width] int64, padded with -1.
 

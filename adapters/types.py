@@ -135,6 +135,7 @@ class UserView:
     seen: Tensor  # [n, L] int64 rows the user acted on, newest first, -1 = none
     shown: Tensor  # [n, R] int64 rows shown and not acted on, -1 = none; repeats add up
     delta: Tensor  # [n, E] float32 the user's own expert weights
+    told: Tensor | None = None  # [n] bool: began with a profile that says something; None = nobody
     hidden: Tensor | None = None  # [n, X] int64 rows never to be ranked, -1 = none
     repeats: bool = False  # whether seen items are ranked again; `seen` then names each event
 

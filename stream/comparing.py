@@ -103,7 +103,8 @@ def _has_expired(record: Records, known: Circumstances) -> bool:
     if known.ttl_days is None:
         return False
     shown = 1000 * int(record["impressions"]["time"].max(initial=0))
-    last = int(record["last_time"][0]) if record["shots"][0] else shown
+    last = int(record["last_time"][0])
+    last = last if record["shots"][0] else max(last, shown)
     return last + known.ttl_days * _DAY_MS < known.newest
 
 
@@ -127,6 +128,8 @@ def _unequal(mine: Records, other: Records) -> str:
         a, b = int(mine[name][0]), int(other[name][0])
         if a != b:
             return f"{name}: the log says {a}, state {b}"
+    if (mine["profile"] != other["profile"]).any():
+        return "profile: its attributes are others"
     places = np.flatnonzero(mine["support"][0] != other["support"][0])
     if len(places):
         return f"support set: {len(places)} of its places, the first is {int(places[0])}"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapters import episodes
 from adapters.episodes import Log
+from adapters.impressions import Impressions, make_impressions
+from adapters.profiles import Profiles, make_profiles
 from stream import config, files, movietweetings
 from stream.columns import Columns, to_columns
 from stream.errors import DataError
@@ -33,7 +37,7 @@ def read_events(
     on_bad: OnBad | None = None,
     until: float | None = None,
 ) -> Columns:
-    """The interactions of all sources by event time, those before `until` (unix seconds) alone.
+    """The events of all sources as columns, those before `until` (unix seconds) alone.
 
     Raises `DataError`, also where there are too few.
     """
@@ -65,17 +69,34 @@ def read_items(
     return list(items.values())
 
 
-def to_log(columns: Columns, item_ids: Sequence[str]) -> Log:
+def to_log(columns: Columns, item_ids: Sequence[str], state: config.State | None = None) -> Log:
     """Events with rows of `item_ids`, -1 where an item is not among them.
 
-    Raises `DataError` when fewer than half of the events have an item that is known.
+    `state` says when what was shown counts as ignored; None = the default. Raises `DataError`
+    when fewer than half of the events have an item that is known.
     """
     place = {item: row for row, item in enumerate(item_ids)}
-    rows = np.array([place.get(item, -1) for item in columns.item_ids], np.int64)[columns.items]
+    row_of = np.array([place.get(item, -1) for item in columns.item_ids], np.int64)
+    rows = row_of[columns.items]
     known = float((rows >= 0).mean())
     if known < 0.5:
         raise DataError(
             f"only {known:.0%} of the events have an item of the items file",
             remedy="Check that both files use the same item ids.",
         )
-    return episodes.make_log(columns.users, rows, columns.actions, columns.values, columns.times)
+    log = episodes.make_log(columns.users, rows, columns.actions, columns.values, columns.times)
+    return replace(log, shown=_shown(columns, row_of, state), profiles=_profiles(columns))
+
+
+def _shown(
+    columns: Columns, row_of: NDArray[np.int64], state: config.State | None
+) -> Impressions | None:
+    shown, window = columns.shown, (state or config.State()).feedback_window_s
+    if shown is None:
+        return None
+    return make_impressions(shown.users, row_of[shown.items], shown.times, window)
+
+
+def _profiles(columns: Columns) -> Profiles | None:
+    told = columns.told
+    return None if told is None else make_profiles(told.users, told.times, told.buckets)

@@ -83,6 +83,7 @@ class Expiry:
 
 
 def _last_acted(records: Records) -> np.ndarray:
-    """Milliseconds [n] of the last event; of the last list shown for who has never acted."""
+    """Milliseconds [n] of the last event; of who never acted, of the last list shown or profile."""
     shown = records["impressions"]["time"].max(1, initial=0).astype(np.int64) * 1000
-    return np.where(records["shots"] > 0, records["last_time"], shown)
+    last = records["last_time"]
+    return np.where(records["shots"] > 0, last, np.maximum(last, shown))

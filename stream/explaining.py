@@ -203,7 +203,7 @@ class Explainer:
         """The records with the adapter that follows from these events."""
         meta, serving = self.serving.meta, self.serving
         block = serving.block(events, serving.rows(events))
-        start = adapter.init(meta, len(records))
+        start = serving.start(user_state.profile_buckets(records))
         if not events.mask.shape[1]:
             return self._layout.set_adapter(records, start)
         state = adapter.advance(meta, start, block, serving.table.catalogue().vectors)

@@ -19,7 +19,15 @@ from stream.murmur2 import partition_of
 from stream.ports import LogReader as LogReaderPort
 from stream.ports import Record, TopicPartition
 from stream.tables import instant, printable
-from stream.user_state import IGNORED, PENDING, Layout, has_adapter, hash_id, seen_hashes
+from stream.user_state import (
+    IGNORED,
+    PENDING,
+    Layout,
+    has_adapter,
+    hash_id,
+    profile_buckets,
+    seen_hashes,
+)
 
 _SHOWN = 10
 """Places of the last list that are printed."""
@@ -121,6 +129,7 @@ def describe(
         "first_time": instant(int(record["first_time"])) if record["shots"] else None,
         "last_time": instant(int(record["last_time"])) if record["shots"] else None,
         "seen_items": int(np.count_nonzero(np.unique(seen_hashes(records)))),
+        "profile": int((profile_buckets(records) >= 0).sum()),
         "impressions": {
             "waiting": int((status == PENDING).sum()),
             "ignored": int((status == IGNORED).sum()),
@@ -139,6 +148,7 @@ def lines(user: str, partition: int, found: Mapping[str, Any]) -> Iterator[str]:
     yield f"  events         {found['first_time']} to {found['last_time']}"
     waiting, ignored = found["impressions"]["waiting"], found["impressions"]["ignored"]
     yield f"  impressions    {waiting} waiting, {ignored} ignored"
+    yield f"  profile        {found['profile']} attributes"
     norms = found["adapter"] or {}
     text = ", ".join(f"|{name}| {norm:.3f}" for name, norm in norms.items())
     yield f"  adapter        {text or 'none of these dimensions; name the model with --bundle'}"

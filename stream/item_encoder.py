@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adapters import towers
 from adapters.towers import ItemFeatures
 from stream.hash_index import item_hashes
-from stream.messages import Item, attributes, content_hash, item_text, vectors
+from stream.messages import Field, Item, attributes, content_hash, item_text, vectors
 
 Progress = Callable[[int], None]
 
@@ -107,7 +107,7 @@ class ItemEncoder:
             hashes=item_hashes(item.item for item in items),
             content=content,
             text=self._text(items, content, progress),
-            attributes=_attributes(items),
+            attributes=attribute_buckets([item.fields for item in items]),
             dense=None if self._dense is None else _dense(items, self._dense),
             created=np.array([item.timestamp for item in items], np.float64) / 1e3,
             titles=[title(item) for item in items],
@@ -150,8 +150,9 @@ def common_dense_field(items: Sequence[Item]) -> DenseField | None:
     return DenseField(name=best[0], size=best[1])
 
 
-def _attributes(items: Sequence[Item]) -> NDArray[np.int64]:
-    pairs = [[_pair(text) for text in attributes(item.fields)] for item in items]
+def attribute_buckets(each: Sequence[Sequence[Field]]) -> NDArray[np.int64]:
+    """Hash buckets [m, A] of the attributes among the fields of m items or profiles, -1 = none."""
+    pairs = [[_pair(text) for text in attributes(fields)] for fields in each]
     return np.asarray(towers.attribute_buckets(pairs).numpy())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from adapters import adapter
 from adapters.signals import previous_items
 from adapters.types import State
-from stream import user_state
+from stream import showing, user_state
 from stream.config import Settings
-from stream.message_types import Forget, Interaction
+from stream.item_encoder import attribute_buckets
+from stream.message_types import Forget, Interaction, User
 from stream.message_types import Ranking as Shown
 from stream.messages import DecodedBatch, evidence_of
 from stream.ports import PartitionStore
@@ -37,7 +38,7 @@ class Users:
     partitions: Ints  # [n]
     names: list[str]  # [n]
     records: Records  # [n]
-    cause: Ints  # [n] place in the batch of the newest event that was learned from, -1 = none
+    cause: Ints  # [n] place in the batch of the newest event that a list answers, -1 = none
     newest: Ints  # [n] place in the batch of the newest event of any kind that changed the record
     forgotten: Bools  # [n] erased in this batch
     touched: dict[int, list[Ints]] = field(default_factory=lambda: defaultdict(list))
@@ -58,6 +59,14 @@ class _Interactions:
     values: NDArray[np.float32]
     times: Ints  # ms
     ids: NDArray[np.uint64]
+
+
+class _Profile(NamedTuple):
+    """A profile in a batch."""
+
+    owner: int  # place of the user in `Users`
+    place: int  # of the record in the batch
+    event: User
 
 
 class Learner:
@@ -103,7 +112,8 @@ class Learner:
         places = np.flatnonzero(users.newest >= 0)
         values = self._layout.encode(picked(users.records, places))
         shown = users.records["impressions"]["item"].any(1)
-        gone = (users.records["shots"] == 0) & ~shown
+        told = users.records["profile"].any(1)
+        gone = (users.records["shots"] == 0) & ~shown & ~told
         return [
             (i, None if gone[i] else value)
             for i, value in zip(places.tolist(), values, strict=True)
@@ -114,10 +124,12 @@ class Learner:
     def learn(self, batch: DecodedBatch, users: Users, owner: Ints) -> None:
         """Work through the events of the batch; `users` holds what became of them."""
         alive = self._forget(batch, users, owner)
-        self._show(batch, users, owner, alive)
         events = self._columns(batch, owner, alive)
-        for part in rounds(events.owner, self._settings.batch.max_events_per_user):
-            self._round(users, events, part)
+        late = self._tell(batch, users, owner, alive, events)
+        parts = rounds(events.owner, self._settings.batch.max_events_per_user)
+        learned = [self._round(users, events, part) for part in parts]
+        self._keep(users, late)
+        self._show(batch, users, owner, alive, events, learned)
         self._stamp(batch, users)
 
     def _forget(self, batch: DecodedBatch, users: Users, owner: Ints) -> Bools:
@@ -132,26 +144,56 @@ class Learner:
                 alive[: i + 1] &= owner[: i + 1] != user
         return alive
 
-    def _show(self, batch: DecodedBatch, users: Users, owner: Ints, alive: Bools) -> None:
-        """Keep what users were shown until their next event tells what they made of it."""
-        shown: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for i, event in enumerate(batch.accepted):
-            if isinstance(event, Shown) and alive[i]:
-                pairs = [(user_state.hash_id(item), event.timestamp) for item in event.items]
-                shown[int(owner[i])][:0] = pairs
-                users.newest[owner[i]] = max(users.newest[owner[i]], batch.places[i])
-        if not shown:
+    def _tell(
+        self, batch: DecodedBatch, users: Users, owner: Ints, alive: Bools, events: _Interactions
+    ) -> list[_Profile]:
+        """Keep profiles that came before their user's first event in the batch; return the rest.
+
+        A user who has done nothing yet gets a list in answer to the newest one.
+        """
+        told = [
+            _Profile(int(owner[i]), batch.places[i], event)
+            for i, event in enumerate(batch.accepted)
+            if isinstance(event, User) and alive[i]
+        ]
+        first = np.full(len(users.names), len(batch.records))
+        np.minimum.at(first, events.owner, events.place)
+        self._keep(users, [one for one in told if one.place < first[one.owner]])
+        for one in told:
+            if first[one.owner] == len(batch.records) and not users.records["shots"][one.owner]:
+                users.cause[one.owner] = one.place
+        return [one for one in told if one.place > first[one.owner]]
+
+    def _keep(self, users: Users, told: list[_Profile]) -> None:
+        """Put profiles into the records, of each user the last one."""
+        last = {one.owner: one for one in told}
+        if not last:
             return
-        rows = np.fromiter(shown, np.int64, len(shown))
-        width = min(max(map(len, shown.values())), user_state.IMPRESSIONS)
-        items = np.zeros((len(rows), width), np.uint64)
-        times = np.zeros((len(rows), width), np.int64)
-        for place, pairs in enumerate(shown.values()):
-            count = min(len(pairs), width)
-            items[place, :count] = [item for item, _ in pairs[:count]]
-            times[place, :count] = [at for _, at in pairs[:count]]
+        rows = np.fromiter(last, np.int64, len(last))
+        buckets = attribute_buckets([one.event.fields for one in last.values()])
+        times = np.array([one.event.timestamp for one in last.values()], np.int64)
         before = picked(users.records, rows)
-        put(users.records, rows, user_state.fold_impressions(before, items, times, items != 0))
+        put(users.records, rows, user_state.fold_profiles(before, buckets, times))
+        np.maximum.at(users.newest, rows, [one.place for one in last.values()])
+
+    def _show(
+        self,
+        batch: DecodedBatch,
+        users: Users,
+        owner: Ints,
+        alive: Bools,
+        events: _Interactions,
+        learned: list[Ints],
+    ) -> None:
+        """Keep what users were shown until their next event tells what they made of it."""
+        shown = {i: e for i, e in enumerate(batch.accepted) if isinstance(e, Shown) and alive[i]}
+        at = np.fromiter(shown, np.int64, len(shown))
+        place = np.asarray(batch.places, np.int64)[at]
+        lists = showing.Lists(owner[at], place, list(shown.values()))
+        np.maximum.at(users.newest, lists.owner, place)
+        done = np.sort(np.concatenate([np.zeros(0, np.int64), *learned]))
+        acts = showing.Acts(events.owner, events.place, events.items, events.times).part(done)
+        showing.settle(users.records, lists, acts, self._settings.state.feedback_window_s)
 
     def _columns(self, batch: DecodedBatch, owner: Ints, alive: Bools) -> _Interactions:
         chosen = [
@@ -175,8 +217,8 @@ class Learner:
 
     # -- one round ----------------------------------------------------------------------------
 
-    def _round(self, users: Users, events: _Interactions, part: Round) -> None:
-        """The next events of some users: step, count for everybody, fold."""
+    def _round(self, users: Users, events: _Interactions, part: Round) -> Ints:
+        """The next events of some users: step, count for everybody, fold. Which were learned."""
         before = picked(users.records, part.users)
         block = self._arranged(users, events, part, before)
         rows = self._serving.rows(block)
@@ -184,15 +226,13 @@ class Learner:
         state = self._step(users, before, block, rows)
         repeats = not self._settings.ranking.exclude_seen
         after = user_state.fold_events(before, block, repeats=repeats)
-        now = np.where(block.mask, block.times, 0).max(1)
-        window = self._settings.state.feedback_window_s
-        after = user_state.resolve_impressions(after, now, window, block.items, block.mask)
         learned = block.mask.any(1)
         done = self._layout.set_adapter(after, state)
         done["model"] = self._model  # or else the user's next round would rebuild it
         put(users.records, part.users[learned], picked(done, np.flatnonzero(learned)))
         places = np.where(block.mask, events.place[part.events], -1).max(1)
         users.cause[part.users] = np.maximum(users.cause[part.users], places)
+        return part.events[block.mask]
 
     def _arranged(
         self, users: Users, events: _Interactions, part: Round, before: Records
@@ -225,17 +265,15 @@ class Learner:
 
     def _state(self, records: Records) -> State:
         """The adapters of these users: stored, new, or rebuilt from the support set."""
-        meta, device = self._serving.meta, self._serving.device
+        device = self._serving.device
         stored = self._layout.adapter_state(records, device)
         has = torch.from_numpy(has_adapter(records)).to(device)
         outdated = user_state.needs_rebuild(records, self._model)
-        state = adapter.init(meta, len(records))
         usable = has & ~torch.from_numpy(outdated).to(device)
+        begins = ~usable.cpu().numpy()
+        state = self._serving.start(user_state.profile_buckets(records, begins))
         if bool(usable.any()):
-            state = {
-                k: torch.where(usable.view(-1, *[1] * (v.dim() - 1)), stored[k].to(v.dtype), v)
-                for k, v in state.items()
-            }
+            state = adapter.chosen(usable, stored, state)
         return self._rebuilt(state, records, np.flatnonzero(outdated))
 
     def _rebuilt(self, state: State, records: Records, users: Ints) -> State:

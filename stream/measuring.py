@@ -93,7 +93,7 @@ def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
         table = CatalogueTable(bundle.meta, bundle.items, reader)
         table.upsert(items)
         cache.save()
-    log = datasets.to_log(columns, table.ids)
+    log = datasets.to_log(columns, table.ids, request.settings.state)
     start = _start(bundle, log, request.start)
     _warn(bundle, start, reporter)
     prior, catalogue = _prior_at(bundle, log, start - request.label_delay, table.catalogue())

@@ -10,8 +10,9 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters import adapter, ranking
-from adapters.types import Support, UserView
+from adapters import adapter, profiles, ranking
+from adapters.adapter import chosen
+from adapters.types import State, Support, UserView
 from stream import user_state
 from stream.config import Settings
 from stream.message_checks import COLD_KEY
@@ -44,8 +45,9 @@ class Recommender:
             self._settings.top_k,
             self._settings.diversity,
         )
-        strategies = np.where(control, "control", "adapted").tolist()
         shots = records["shots"].tolist()
+        own = np.where(records["shots"] > 0, "adapted", "cold")
+        strategies = np.where(control, "control", own).tolist()
         versions = records["state_version"].tolist()
         values = self._encode(
             names, ranked.items, ranked.scores, strategies, shots, versions, causes
@@ -69,8 +71,7 @@ class Recommender:
     def view(self, records: Records, control: NDArray[np.bool_] | None = None) -> UserView:
         """What ranking knows of these users; `control` [n] are ranked without adaptation."""
         serving = self._serving
-        state = self._layout.adapter_state(records, serving.device)
-        interests = adapter.read(serving.meta, state)
+        interests = adapter.read(serving.meta, self._state(records))
         support = records["support"]
         width = max(1, int((support["item"] != 0).sum(1).max(initial=0)))
         rows = serving.table.rows_of(support["item"][:, :width])
@@ -87,9 +88,24 @@ class Recommender:
                 _at_least_one(serving.table.rows_of_low(user_state.shown_hashes(records)))
             ),
             delta=self._tensor(records["delta"].copy()),
+            told=self._told(records),
             repeats=not self._settings.exclude_seen,
         )
         return view if control is None or not control.any() else self._unadapted(view, control)
+
+    def _state(self, records: Records) -> State:
+        """The stored adapters; who has none yet is at the start that his profile gives."""
+        state = self._layout.adapter_state(records, self._serving.device)
+        has = user_state.has_adapter(records)
+        if has.all():
+            return state
+        start = self._serving.start(user_state.profile_buckets(records, ~has))
+        return chosen(self._tensor(has), state, start)
+
+    def _told(self, records: Records) -> Tensor:
+        """Users [n] bool without events whose profile says something to the model."""
+        told = user_state.profile_buckets(records, records["shots"] == 0)
+        return profiles.known(self._serving.meta, self._tensor(told))
 
     def _seen(self, records: Records, support_rows: Ints) -> Ints:
         """Rows [n, L] of items the users acted on, newest first, -1 = none.
@@ -125,6 +141,7 @@ class Recommender:
             seen=torch.where(mask[:, None], -1, view.seen) if view.repeats else view.seen,
             shown=torch.where(mask[:, None], -1, view.shown),
             delta=torch.where(mask[:, None], 0.0, view.delta),
+            told=None if view.told is None else view.told & ~mask,
             repeats=view.repeats,
         )
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adapters import ranking, signals
+from adapters import adapter, profiles, ranking, signals
 from adapters.experts import Prior, Snapshotter
 from adapters.features import Prepared
 from adapters.signals import NeighbourDelta, SignalDelta, Signals
-from adapters.types import Block, Meta
+from adapters.types import Block, Meta, State
 from stream.catalogue import CatalogueTable
 from stream.user_state import Events
 
@@ -40,6 +40,14 @@ class Serving:
         self._snapshotter = Snapshotter(meta.config)
         self._prepared: Prepared | None = None
         self._prepared_for: tuple[float, int] = (-1.0, -1)
+
+    def start(self, told: Rows) -> State:
+        """The adapters of n users who begin, by the attributes [n, P] of their profiles, -1 = none.
+
+        Where no profile says anything to the model it is the same start for all.
+        """
+        point = profiles.vectors(self.meta, torch.from_numpy(told).to(self.device))
+        return adapter.init(self.meta, len(told), point)
 
     # -- events -------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ def train(
     with reporter.phase("read events and items"):
         items = datasets.read_items(request.items, messages, request.on_bad)
         columns = datasets.read_events(request.events, messages, request.on_bad, request.until)
-        log = datasets.to_log(columns, [item.item for item in items])
+        log = datasets.to_log(columns, [item.item for item in items], request.settings.state)
     _say_size(reporter, columns, items)
     text = read_text(request, items, reporter)
     model = recipes.model_config(request.settings.learning, columns.action_names)

@@ -7,6 +7,7 @@ events come last, and trailing zeros are not stored. Numbers are little-endian.
 |---|---|
 | header | magic, format version, number of experts, fingerprint of the dimensions, counts, times |
 | delta | the user's own expert weights, float32 |
+| profile | attributes that the user's profile names, 1 + hash bucket each |
 | adapter | the fields that `adapters.adapter.fields` names, in their storage types |
 | impressions | the last 32 items shown: low half of the hash, seconds, status; newest first |
 | support | the last S events: item, event id, time, evidence, action; newest first |
@@ -28,6 +29,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from adapters import adapter, experts
+from adapters.impressions import RING
+from adapters.towers import ATTRIBUTES
 from adapters.types import Field, ModelConfig, State
 from stream.errors import StateError
 
@@ -35,9 +38,12 @@ Records = NDArray[np.void]
 """Records of n users, [n], with the fields of `Layout.dtype`. Never changed in place."""
 
 MAGIC = 0x49
-VERSION = 1
+VERSION = 2
+BEFORE_PROFILES = 1
+"""The format before, which is read, too."""
+
 MAX_BYTES = 6_000
-IMPRESSIONS = 32
+IMPRESSIONS = RING
 HAS_ADAPTER = 1
 """Flag: the record holds an adapter. Without it the adapter is the model's start."""
 
@@ -62,6 +68,7 @@ HEADER = np.dtype(
     ]
 )
 IMPRESSION = np.dtype([("item", "<u4"), ("time", "<u4"), ("status", "u1")])
+PROFILE = np.dtype("<u2")
 EVENT = np.dtype(
     [("item", "<u8"), ("event", "<u8"), ("time", "<i8"), ("value", "<f4"), ("action", "u1")]
 )
@@ -85,6 +92,7 @@ class Layout:
         parts: list[Any] = [
             *((name, HEADER[name]) for name in HEADER.names or ()),
             ("delta", "<f4", (experts,)),
+            ("profile", PROFILE, (ATTRIBUTES,)),
             ("adapter", state),
             ("impressions", IMPRESSION, (IMPRESSIONS,)),
             ("support", EVENT, (config.support,)),
@@ -163,21 +171,23 @@ class Layout:
         damaged = record.startswith(self._head)  # and longer than such a record can be
         if len(record) < HEADER.itemsize or record[0] != MAGIC or damaged:
             raise StateError("a record of the state topic is no user record")
-        if record[1] != VERSION:
+        if record[1] not in (BEFORE_PROFILES, VERSION):
             raise StateError(
                 f"a user record has format {record[1]}, this version reads {VERSION}",
                 remedy="Run the version of Innerloop that wrote it.",
             )
-        _, _, count, _, adapter_bytes, places = _HEAD.unpack_from(record)
+        _, version, count, _, adapter_bytes, places = _HEAD.unpack_from(record)
+        told = 0 if version == BEFORE_PROFILES else ATTRIBUTES * PROFILE.itemsize
         new = np.frombuffer(self._fresh, self.dtype).copy()
         header = np.frombuffer(record, HEADER, 1)
         for name in ("remembered", "state_version", "shots", "first_time", "last_time", "model"):
             new[name] = header[name]
-        _, delta, _, impressions, support, seen = _split(
-            record, HEADER.itemsize, 4 * count, adapter_bytes, places
+        _, delta, profile, _, impressions, support, seen = _split(
+            record, HEADER.itemsize, 4 * count, told, adapter_bytes, places
         )
         if count == self.experts:
             new["delta"] = _padded(delta, "<f4", count)
+        new["profile"] = _padded(profile, PROFILE, ATTRIBUTES)
         new["impressions"] = _padded(impressions, IMPRESSION, IMPRESSIONS)
         new["support"] = _padded(support, EVENT, self.support)
         new["seen"] = _padded(seen, "<u4", self.seen)
@@ -219,11 +229,14 @@ def _stored(dtype: torch.dtype) -> np.dtype[Any]:
     return torch.empty(0, dtype=dtype).numpy().dtype.newbyteorder("<")
 
 
-def _split(record: bytes, header: int, delta: int, adapter_bytes: int, places: int) -> list[bytes]:
+def _split(
+    record: bytes, header: int, delta: int, profile: int, adapter_bytes: int, places: int
+) -> list[bytes]:
     """The parts of a record by their sizes; the ring of seen items is the rest."""
     sizes = (
         header,
         delta,
+        profile,
         adapter_bytes,
         IMPRESSIONS * IMPRESSION.itemsize,
         places * EVENT.itemsize,

@@ -46,12 +46,14 @@ __all__ = [
     "excess_mask",
     "fold_events",
     "fold_impressions",
+    "fold_profiles",
     "has_adapter",
     "hash_id",
     "low_half",
     "needs_rebuild",
     "older_seen",
     "picked",
+    "profile_buckets",
     "put",
     "resolve_impressions",
     "seen_hashes",
@@ -289,6 +291,27 @@ def _count(new: Records, events: Events, count: Ints) -> None:
     new["first_time"] = np.where(some, first, new["first_time"])
     new["last_time"] = np.where(some, last, new["last_time"])
     new["shots"] += count.astype(np.uint64)
+
+
+# -- profiles --------------------------------------------------------------------------------
+
+
+def fold_profiles(records: Records, buckets: Ints, times: Ints) -> Records:
+    """Replace users' profiles by attributes [n, P], -1 = none; `times` [n] are ms of event time.
+
+    Until a user acts, the latest profile is the last thing heard of him.
+    """
+    new = copied(records)
+    new["profile"] = buckets + 1
+    idle = records["shots"] == 0
+    new["last_time"] = np.where(idle, np.maximum(records["last_time"], times), records["last_time"])
+    return new
+
+
+def profile_buckets(records: Records, wanted: Bools | None = None) -> Ints:
+    """Attributes [n, P] that users' profiles name, -1 = none; of the `wanted` users [n] alone."""
+    buckets = records["profile"].astype(np.int64) - 1
+    return buckets if wanted is None else np.where(wanted[:, None], buckets, -1)
 
 
 # -- impressions -----------------------------------------------------------------------------

@@ -19,12 +19,13 @@ import torch
 from adapters import evaluate, experts, ranking
 from adapters.episodes import Log
 from adapters.evaluate import Options
-from adapters.positions import Sequences, interests_at, views
+from adapters.positions import Sequences, interests_at, profiled, views
 from adapters.types import Meta
 from export.bundle_tensors import Items
+from stream.columns import to_columns
 from stream.config import Settings
-from stream.message_types import Interaction
-from stream.messages import evidence
+from stream.datasets import to_log
+from stream.message_types import Event, Field, Interaction, Ranking, User
 from stream.testing_worker import NOW, MemoryWorld, item, untrained_model
 
 THEMES = ("Haunted House Night", "Merry Wedding Party", "Starship Galaxy Wars", "Old Desert Gun")
@@ -50,66 +51,103 @@ def model() -> tuple[Meta, Items]:
     generator = torch.Generator().manual_seed(5)
     weight = meta["expert_weight"]
     moved = weight + 0.1 * torch.randn(weight.shape, generator=generator)
-    return replace(meta, tensors={**meta.tensors, "expert_weight": moved}), known
+    changed = {"expert_weight": moved, experts.TOLD: moved.sum(1)}
+    return replace(meta, tensors={**meta.tensors, **changed}), known
 
 
-def traffic() -> list[Interaction]:
-    """Users who act several times an hour, like what they like, and come back to it."""
+START = int(NOW // 3_600) * 3_600_000
+
+
+def traffic() -> list[Event]:
+    """Users who act several times an hour, like what they like, and come back to it.
+
+    Most have a profile before they act. Before every other event a user is shown a list.
+    """
     rng = np.random.default_rng(7)
     times = np.sort(rng.choice(HOURS * 3_600_000, 700, replace=False))
     users = rng.integers(0, USERS, len(times))
     liked = rng.integers(0, 50, len(times)) * 4 + users % 4
     films = np.where(rng.random(len(times)) < 0.7, liked, rng.integers(0, 200, len(times)))
     actions = rng.choice(["click", "like", "view", "skip", "dislike"], len(times))
-    start = int(NOW // 3_600) * 3_600_000
-    return [
+    acts: list[Event] = [
         Interaction(
             id=f"e{n}",
-            timestamp=start + int(at),
+            timestamp=START + int(at),
             user=f"user-{user}",
             item=f"f{film}",
             type=str(action),
         )
         for n, (at, user, film, action) in enumerate(zip(times, users, films, actions, strict=True))
     ]
+    lists: list[Event] = [
+        Ranking(
+            id=f"r{n}",
+            timestamp=START + int(times[n]) - 1,
+            user=f"user-{users[n]}",
+            items=[f"f{film}" for film in dict.fromkeys([*rng.integers(0, 200, 8), films[n]])],
+        )
+        for n in range(0, len(times), 2)
+    ]
+    return sorted([*profiles(), *lists, *acts], key=lambda event: event.timestamp)
 
 
-def batches(events: list[Interaction], *, across: bool) -> Iterator[list[Interaction]]:
+def profiles() -> list[Event]:
+    """What some users like, as films name it, and one field that no film has."""
+    return [
+        User(
+            id=f"u{user}",
+            timestamp=START,
+            user=f"user-{user}",
+            fields=[
+                Field(name="category", value=[THEMES[user % 4].split()[0]]),
+                Field(name="age", value=30),
+            ],
+        )
+        for user in range(USERS)
+        if user % 4 < 3
+    ]
+
+
+def batches(events: list[Event], *, across: bool) -> Iterator[list[Event]]:
     """Parts of the log; with `across` they do not care where an hour ends."""
     hours = {0: events} if across else _by_hour(events)
     for part in hours.values():
-        for begin in range(0, len(part), 23):
-            yield part[begin : begin + 23]
+        for begin in range(0, len(part), 31):
+            yield part[begin : begin + 31]
 
 
-def _by_hour(events: list[Interaction]) -> dict[int, list[Interaction]]:
-    hours: dict[int, list[Interaction]] = {}
+def _by_hour(events: list[Event]) -> dict[int, list[Event]]:
+    hours: dict[int, list[Event]] = {}
     for event in events:
         hours.setdefault(hour(event), []).append(event)
     return hours
 
 
-def hour(event: Interaction) -> int:
+def hour(event: Event) -> int:
     """The bucket of event time."""
     return event.timestamp // 3_600_000
 
 
 @dataclass(frozen=True)
 class Both:
-    """The published lists, and the place of the event that caused each."""
+    """The published lists, and the place of the event that caused each.
+
+    Lists for users who have a profile and have not acted yet stand apart.
+    """
 
     world: MemoryWorld
     log: Log
     published: list[dict[str, Any]]
+    cold: list[dict[str, Any]]
     places: np.ndarray
 
-    def evaluated(self, **changes: object) -> np.ndarray:
+    def evaluated(self, log: Log | None = None, **changes: object) -> np.ndarray:
         """The lists that evaluation gives after the same events: rows [m, K]."""
         chosen = Options(k=K, moment="published", diversity=self.diversity, variants=("adapted",))
         meta, known = self.world.serving.meta, model()[1]
         return evaluate.lists(
             meta,
-            self.log,
+            self.log if log is None else log,
             self.places,
             self.world.serving.table.catalogue(),
             known.prior,
@@ -135,7 +173,8 @@ def both(request: pytest.FixtureRequest) -> Both:
     """One log, through the worker and as columns.
 
     A batch is ranked as of the bucket of its newest event. Lists of earlier events of a batch that
-    goes beyond the end of a bucket know more than evaluation does; they are left out.
+    goes beyond the end of a bucket know more than evaluation does, and so does the list of a user
+    who was shown something later in the batch; they are left out.
     """
     diversity, across = request.param
     world = MemoryWorld(FILMS, partitions=2, settings=settings(diversity), model=model())
@@ -146,28 +185,20 @@ def both(request: pytest.FixtureRequest) -> Both:
         for event in batch:
             world.send(event)
         world.run(turns=2)
-        due |= {event.id for event in batch if hour(event) == hour(batch[-1])}
-    at = {event.id: n for n, event in enumerate(events)}
+        last = {event.user: event for event in batch}.values()
+        due |= {event.id for event in last if hour(event) == hour(batch[-1])}
+    acts = [event for event in events if isinstance(event, Interaction)]
+    at = {event.id: n for n, event in enumerate(acts)}
     records = [r for r in world.records("recommendations") if r.key != b"_cold"]
     lists = [orjson.loads(record.value) for record in records]
     lists = [found for found in lists if found["caused_by"]["event_id"] in due]
+    cold = [found for found in lists if not found["shots"]]
+    lists = [found for found in lists if found["shots"]]
     published = sorted(lists, key=lambda found: at[found["caused_by"]["event_id"]])
     places = np.array([at[found["caused_by"]["event_id"]] for found in published])
-    return Both(world, columns(world, events), published, places)
-
-
-def columns(world: MemoryWorld, events: list[Interaction]) -> Log:
-    """The events as evaluation reads them."""
-    actions = list(world.settings.messages.actions)
-    return Log(
-        users=np.array([int(e.user.removeprefix("user-")) for e in events]),
-        items=np.array([world.serving.table.row(e.item) for e in events]),
-        actions=np.array([actions.index(e.type) for e in events]),
-        values=np.array(
-            [evidence(e.type, e.value, world.settings.messages) for e in events], np.float32
-        ),
-        times=np.array([e.timestamp / 1000 for e in events]),
-    )
+    columns = to_columns(events, world.settings.messages)
+    log = to_log(columns, world.serving.table.ids, world.settings.state)
+    return Both(world, log, published, cold, places)
 
 
 def test_the_log_is_worth_comparing(both: Both) -> None:
@@ -222,3 +253,29 @@ def test_steps_count_in_both(both: Both) -> None:
     published = np.array([both.rows(found) for found in both.published])
     still = both.evaluated(variants=("steps off",))
     assert (published == still).mean() < 0.8
+
+
+@pytest.mark.parametrize("column", ["shown", "profiles"])
+def test_what_was_shown_and_told_counts_in_both(both: Both, column: str) -> None:
+    """Without the lists that users were shown, or without profiles, evaluation gives others."""
+    published = np.array([both.rows(found) for found in both.published])
+    without = both.evaluated(replace(both.log, **{column: None}))
+    assert (published == without).mean() < 0.97
+
+
+def test_the_list_that_answers_a_profile_is_that_of_evaluation(both: Both) -> None:
+    """Before the first event of a user with a profile, both have the same list."""
+    meta, seq = both.world.serving.meta, Sequences.of(both.log)
+    names = list(dict.fromkeys(e.user for e in traffic() if isinstance(e, Interaction)))
+    first = dict(zip(*np.unique(both.log.users, return_index=True), strict=True))
+    answered = {int(first[names.index(found["user"])]): found for found in both.cold}
+    early = np.array([n for n in sorted(answered) if both.log.times[n] < START / 1000 + 3_600])
+    assert len(early) > 2
+    assert profiled(seq, early).all()
+    assert {found["strategy"] for found in both.cold} == {"cold"}
+    options = Options(k=K, moment="request", diversity=both.diversity, variants=("adapted",))
+    catalogue, prior = both.world.serving.table.catalogue(), model()[1].prior
+    lists = evaluate.lists(meta, both.log, early, catalogue, prior, options)
+    published = np.array([both.rows(answered[n]) for n in early.tolist()])
+    assert (published == lists).mean() > 0.95
+    assert len(np.unique(lists, axis=0)) > 1

@@ -15,11 +15,12 @@ import pytest
 
 from stream import movietweetings
 from stream.columns import to_columns
-from stream.config import Messages
+from stream.config import Messages, State
+from stream.datasets import to_log
 from stream.errors import DataError
 from stream.files import expand, read_events, read_items, read_lines
 from stream.loading import Outgoing, Selection, messages_of, paced, select, send
-from stream.messages import Field, Interaction, Item, encode
+from stream.messages import Field, Forget, Interaction, Item, Ranking, User, encode
 
 SETTINGS = Messages()
 NOW = 1_700_000_000_000
@@ -153,6 +154,42 @@ def test_columns_are_aligned_and_sorted_by_time() -> None:
     assert {columns.action_names[a] for a in columns.actions} == {"click"}
     np.testing.assert_array_equal(columns.values, 1.0)
     assert len(to_columns([], SETTINGS)) == 0
+    assert columns.shown is None
+    assert columns.told is None
+
+
+def test_what_users_were_shown_and_told_stands_beside_the_columns() -> None:
+    """Lists and profiles of users who act; the best item of a list last; unknown items too."""
+    fields = [Field(name="category", value=["Drama"])]
+    shown = [
+        Ranking(id="r1", timestamp=NOW + 5, user="u1", items=["i1", "new", "i4"]),
+        Ranking(id="r2", timestamp=NOW + 6, user="nobody", items=["i1"]),
+    ]
+    told = [
+        User(id="p1", timestamp=NOW, user="u2", fields=fields),
+        User(id="p2", timestamp=NOW, user="nobody", fields=fields),
+    ]
+    columns = to_columns([*shown, *told, *EVENTS], SETTINGS)
+    assert columns.item_ids == ["i0", "i1", "i2", "i3", "i4", "new"]
+    assert columns.shown is not None
+    assert columns.shown.items.tolist() == [4, 5, 1]
+    assert columns.shown.users.tolist() == [1, 1, 1]
+    assert columns.told is not None
+    assert columns.told.users.tolist() == [2]
+    assert (columns.told.buckets >= 0).sum() == 1
+    log = to_log(columns, ["i4", "i1", "i0", "i2", "i3"], State(feedback_window_s=7.0))
+    assert log.shown is not None
+    assert log.shown.items.tolist() == [0, -1, 1]
+    assert log.shown.window == 7.0
+
+
+def test_what_came_before_an_erasure_is_not_learned_from() -> None:
+    """A user who was erased begins anew in the columns, too."""
+    erased = Forget(id="f", timestamp=NOW + 10, user="u0")
+    columns = to_columns([*EVENTS, erased], SETTINGS)
+    assert len(columns) == 20 - 4
+    first = columns.times[columns.users == columns.user_ids.index("u0")].min()
+    assert first == (NOW + 12) / 1e3
 
 
 def test_the_shipped_log_is_whole() -> None:

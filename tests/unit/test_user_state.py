@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from adapters.types import ModelConfig, State
 from stream.errors import StateError
+from stream.user_layout import HEADER
 from stream.user_state import (
     MAX_BYTES,
     Events,
@@ -19,11 +20,13 @@ from stream.user_state import (
     duplicate_mask,
     fold_events,
     fold_impressions,
+    fold_profiles,
     hash_id,
     low_half,
     needs_rebuild,
     older_seen,
     picked,
+    profile_buckets,
     put,
     resolve_impressions,
     seen_hashes,
@@ -181,6 +184,31 @@ def test_other_dimensions_keep_everything_but_the_adapter(old: Layout, new: Layo
     assert set(seen_hashes(adopted)[0]) == set(seen_hashes(records)[0])
     for name in ("shots", "state_version", "first_time", "last_time", "model"):
         assert adopted[name] == records[name]
+
+
+def test_records_from_before_profiles_are_read() -> None:
+    """Everything but the adapter and the profile comes from a record of the format before."""
+    told = fold_profiles(many(1, 3), np.full((1, 16), 7), np.array([9]))
+    value = LAYOUT.encode(LAYOUT.set_adapter(told, random_state(1)))[0]
+    at = HEADER.itemsize + 4 * LAYOUT.experts
+    old = bytes([value[0], 1]) + value[2:at] + value[at + 32 :]
+    found = LAYOUT.decode([old])
+    assert profile_buckets(found).max() == -1
+    assert seen_hashes(found).tolist() == seen_hashes(told).tolist()
+    assert needs_rebuild(found).all()
+
+
+def test_the_latest_profile_counts_as_a_whole() -> None:
+    """A profile replaces the one before; the time of users who have acted does not move."""
+    buckets = np.full((2, 16), -1)
+    buckets[:, :2] = [[0, 4_095], [5, 6]]
+    records = fold_profiles(fresh(2), buckets[::-1], np.array([4_000, 4_000]))
+    records = fold_profiles(records, buckets, np.array([9_000, 9_000]))
+    assert profile_buckets(records).tolist() == buckets.tolist()
+    assert records["last_time"].tolist() == [9_000, 9_000]
+    busy = fold_profiles(many(1, 2), buckets[:1], np.array([99_000]))
+    assert busy["last_time"].tolist() == [2_000]
+    assert busy["shots"].tolist() == [2]
 
 
 def test_another_model_version_asks_for_a_rebuild() -> None:
