@@ -266,6 +266,8 @@ def _zero_shot(
         for step, view, relevant, _ in history.walk(models[first], users, fresh=True):
             told = torch.zeros(len(relevant), dtype=torch.bool) if view.told is None else view.told
             mine = torch.nonzero(told == profiled)[:, 0]
+            if not len(mine):
+                continue
             own = ranking.select(view, mine)
             wanted.append(relevant[mine])
             for name, model in models.items():

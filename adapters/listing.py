@@ -20,13 +20,26 @@ from adapters.signals import Ints
 from adapters.types import Catalogue, Meta, UserView
 from adapters.walking import AT_ONCE, Delays, Step, arranged, walk
 
-MODELS = ("adapted", "steps off", "experts only", "encoder only")
-"""Variants of the model itself; `experts only` has no encoder, `encoder only` nothing else."""
+STILL = "steps off"
+"""The model with inner steps of size zero; what ends in it is such a form of another variant."""
+
+MODELS = (
+    "adapted",
+    STILL,
+    "experts only",
+    "encoder only",
+    f"encoder only, {STILL}",
+    "mix alone",
+)
+"""Variants of the model itself.
+
+`experts only` has no encoder, `encoder only` nothing else, `mix alone` no second look.
+"""
 
 REBUILT = "rebuilt"
 """The model with every adapter made anew from the support set, as after a change of the model."""
 
-STANDARD = (*MODELS, *BASELINES)
+STANDARD = (*MODELS[:4], *BASELINES)
 """The usual variants, the one that the others are compared with first."""
 
 Progress = Callable[[float], None]
@@ -64,6 +77,9 @@ def diversified(diversity: float) -> str:
 
 def variant_meta(meta: Meta, variant: str) -> Meta:
     """The model with only the experts that a variant keeps."""
+    if variant == "mix alone":
+        return rerank.without(meta)
+    variant = variant.removesuffix(f", {STILL}")
     encoder = torch.zeros(len(experts.names(meta.config)), device=meta["expert_weight"].device)
     encoder[0] = 1.0
     keep = {"experts only": 1 - encoder, "encoder only": encoder}.get(variant)
@@ -129,12 +145,12 @@ def _simple(
 
 def _alike(meta: Meta, options: Options) -> Iterator[tuple[Meta, float, list[str]]]:
     """Variants of the model that rank with the very same weights and diversity, together."""
-    names = [v for v in (*MODELS, REBUILT) if v in options.variants]
-    plain = [v for v in names if v not in ("experts only", "encoder only")]
-    if plain:
-        yield meta, options.diversity, plain
-    for name in (v for v in names if v not in plain):
-        yield variant_meta(meta, name), options.diversity, [name]
+    groups: dict[str, list[str]] = {}
+    for name in (v for v in (*MODELS, REBUILT) if v in options.variants):
+        whole = name in ("adapted", STILL, REBUILT)
+        groups.setdefault("adapted" if whole else name.removesuffix(f", {STILL}"), []).append(name)
+    for kind, names in groups.items():
+        yield variant_meta(meta, kind), options.diversity, names
     for diversity in options.diversities:
         yield meta, diversity, [diversified(diversity)]
 
@@ -153,10 +169,11 @@ def _interests(
     wanted = [v for v in (*MODELS, REBUILT) if v in options.variants]
     wanted += map(diversified, options.diversities)
     out: dict[str, Tensor] = {}
-    if any(v != "steps off" for v in wanted):
+    still = [v for v in wanted if v.endswith(STILL)]
+    if len(still) < len(wanted):
         out = dict.fromkeys(wanted, interests_at(meta, *at))
-    if "steps off" in wanted:
-        out["steps off"] = interests_at(adapter.steps_off(meta), *at)
+    if still:
+        out |= dict.fromkeys(still, interests_at(adapter.steps_off(meta), *at))
     if REBUILT in wanted:
         out[REBUILT] = rebuilt_at(meta, *at, own=out[REBUILT])
     return out

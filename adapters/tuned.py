@@ -12,15 +12,16 @@ from functools import partial
 from itertools import product
 
 import torch
+from torch import Tensor
 
 from adapters import baselines, ease, evaluate
-from adapters.baselines import Baseline
+from adapters.baselines import Baseline, Crowd
 from adapters.ease import Ease
 from adapters.episodes import Log
 from adapters.evaluate import Moments, Options, Progress
 from adapters.experts import Prior
 from adapters.report import per_user
-from adapters.types import Catalogue, Meta, ModelConfig
+from adapters.types import Catalogue, Meta, ModelConfig, UserView
 
 PENALTIES = (50.0, 200.0, 1_000.0)
 """L2 penalties of EASE that are tried."""
@@ -64,7 +65,8 @@ def families(config: ModelConfig, repeats: bool) -> list[Family]:
         }
     found = [Family("popularity", {"": baselines.popularity})]
     found.append(Family("recency popularity", _recent(config)))
-    for name, points in alone.items():
+    for name, functions in alone.items():
+        points = {point: _once(function) for point, function in functions.items()}
         found += [Family(name, points), Family(f"{name} + recency", _mixed(config, points))]
     return found
 
@@ -96,6 +98,18 @@ def choose(
     with torch.inference_mode():
         found = evaluate.positions(meta, log, start, catalogue, prior, asked, progress)
     return [_best(family, found) for family in tried]
+
+
+def _once(of: Baseline) -> Baseline:
+    """The same scores, kept for the mixtures that ask for them at the same positions."""
+    kept: list[tuple[Crowd, UserView, Tensor]] = []
+
+    def scores(crowd: Crowd, view: UserView) -> Tensor:
+        if not kept or kept[0][0] is not crowd or kept[0][1] is not view:
+            kept[:] = [(crowd, view, of(crowd, view))]
+        return kept[0][2]
+
+    return scores
 
 
 def _best(family: Family, found: Moments) -> Choice:

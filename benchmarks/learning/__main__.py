@@ -101,13 +101,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, help="outer steps of every row (the recipe's; quick 200)"
     )
-    parser.add_argument("--positions", type=int, help="lists judged (4,000; quick 1,500)")
+    parser.add_argument("--positions", type=int, help="lists judged at most (10,000; quick 1,500)")
     parser.add_argument("--folder", type=Path, help="results so far (var/evaluate)")
     found = parser.parse_args(argv)
     quick = found.quick
     found.seeds = found.seeds or (1 if quick else 5)
     found.steps = found.steps or (200 if quick else None)
-    found.positions = found.positions or (1_500 if quick else 4_000)
+    found.positions = found.positions or (1_500 if quick else 10_000)
     found.folder = found.folder or Path("var/evaluate")
     return found
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from adapters.report import Figure, by_shots, compare
 from benchmarks.learning.kept import Array, Judged
-from benchmarks.learning.rows import OWN
+from benchmarks.learning.rows import ALONE, OWN
 
 MARGIN = -0.03
 """Lower end of a relative difference that still counts as no worse."""
@@ -117,8 +117,11 @@ def _steps_with_experts(found: list[SetResult]) -> Verdict:
 
 
 def _steps_off(found: list[SetResult]) -> Verdict:
-    goal = "the same weights with steps switched off: worse on every set"
-    return _ahead_everywhere(goal, _leads(found, OWN, f"{OWN}, steps off"))
+    goal = "the same weights with steps switched off, experts off: worse on every set"
+    alone = [f"{OWN}, {variant}" for variant in ALONE]
+    verdict = _ahead_everywhere(goal, _leads(found, *alone))
+    mixed = ", ".join(_each(_leads(found, OWN, f"{OWN}, steps off")))
+    return replace(verdict, why=f"{verdict.why}; with experts {mixed}")
 
 
 def _ahead_everywhere(goal: str, leads: dict[str, Figure]) -> Verdict:

@@ -16,11 +16,14 @@ class Row:
     main: bool = False  # part of the quick run
 
 
+ALONE = ("encoder only", "encoder only, steps off")
+"""The adapter's score without experts, and what is left of it without steps."""
+
 OWN = "fast weight"
 """The row with all defaults."""
 
 ROWS = (
-    Row(OWN, variants=("adapted", "steps off", "experts only", "encoder only"), main=True),
+    Row(OWN, variants=("adapted", "steps off", *ALONE, "experts only", "mix alone"), main=True),
     Row("no inner loop", {"learning.inner_loop": False}, main=True),
     Row("GRU", {"learning.kind": "gru"}, main=True),
     Row("SASRec", {"learning.kind": "sasrec"}, main=True),

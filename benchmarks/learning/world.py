@@ -27,6 +27,9 @@ from stream.training import Cuts, Request, Text
 TOWER = 200
 """Outer steps of the item tower that the mean of the support is taken in."""
 
+VALIDATION = 4_000
+"""Lists on which the baselines' parameters are chosen."""
+
 SPLIT_SEED = 0
 """Of the users held out: the same for every seed of a model, so that lists can be compared."""
 
@@ -58,7 +61,7 @@ def build(data: DataSet, most: int, reporter: Reporter) -> World:
 
 
 def run(world: World, row: Row, seed: int, steps: int | None, reporter: Reporter) -> Moments:
-    """Train one row, fit its experts, and judge it on later events of users held out."""
+    """Train one row, fit its experts, and judge it on later events of all users."""
     request = _request(world.data, {"learning.steps": steps, **row.settings}, seed)
     trained = _train(world, request, reporter)
     with training.one_thread():
@@ -79,7 +82,7 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
         prior, catalogue = training.catalogue_at(
             meta, trained, world.text, world.items, earlier, cuts.fit
         )
-        asked = replace(_options(world), ease=tuned.ease_models(earlier, cuts.fit))
+        asked = replace(_options(world), most=VALIDATION, ease=tuned.ease_models(earlier, cuts.fit))
         tried = tuned.families(meta.config, world.data.repeats)
         with reporter.phase("tune the baselines") as advance:
             chosen = tuned.choose(
