@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +119,8 @@ class WorkerProcess:
         self.state = folder / name
         self.log_file = folder / f"{name}.log"
         self._process: BaseProcess | None = None
+        # two threads that asked the fork server at once would each read half of its answer
+        self._asking = threading.Lock()
         self._begins = 0  # of this start's lines in the log
 
     def __enter__(self) -> WorkerProcess:
@@ -143,12 +146,13 @@ class WorkerProcess:
     @property
     def alive(self) -> bool:
         """Whether the process is there, running or stopped."""
-        return self._process is not None and self._process.is_alive()
+        return self._process is not None and self.exit_code is None
 
     @property
     def exit_code(self) -> int | None:
         """Its exit code, minus the signal's number where one ended it; None while it is there."""
-        return None if self._process is None else self._process.exitcode
+        with self._asking:
+            return None if self._process is None else self._process.exitcode
 
     @property
     def stopped(self) -> bool:
@@ -171,19 +175,18 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """kill -9, and wait."""
-        if self._process is not None:
-            self.signal(signal.SIGKILL)
-            self._process.join()
+        self.signal(signal.SIGKILL)
+        self.join(None)
 
     def terminate(self, patience: float = 60.0) -> int | None:
         """SIGTERM, and wait; the exit code."""
         self.signal(signal.SIGTERM)
         return self.join(patience)
 
-    def join(self, patience: float = 60.0) -> int | None:
-        """Wait for its end; the exit code, None when it did not come."""
+    def join(self, patience: float | None = 60.0) -> int | None:
+        """Wait for its end, None = as long as it takes; the exit code, None when it did not come."""
         if self._process is not None:
-            self._process.join(patience)
+            wait([self._process.sentinel], patience)
         return self.exit_code
 
     # -- what it says -------------------------------------------------------------------------
