@@ -184,7 +184,7 @@ class WorkerProcess:
         return self.join(patience)
 
     def join(self, patience: float | None = 60.0) -> int | None:
-        """Wait for its end, None = as long as it takes; the exit code, None when it did not come."""
+        """Wait for its end, None = however long; the exit code, None when it did not come."""
         if self._process is not None:
             wait([self._process.sentinel], patience)
         return self.exit_code

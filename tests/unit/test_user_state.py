@@ -236,6 +236,20 @@ def test_masked_events_change_nothing() -> None:
     assert after["shots"].tolist() == [1, 3]
 
 
+def test_the_ring_keeps_every_liked_event_where_items_may_come_again() -> None:
+    """With repeats what left the support set stands in the ring event by event, newest first."""
+    records = fresh()
+    liked = [7, 7, 8, 7]
+    values = [[1.0, 1.0, -1.0, 1.0]]
+    records = fold_events(records, block([liked], values, ids=[[1, 2, 3, 4]]), repeats=True)
+    rest = block([list(range(100, 100 + S))])
+    assert older_seen(fold_events(records, rest, repeats=True))[0].tolist() == [7, 7, 7]
+    assert sorted(older_seen(fold_events(records, rest))[0].tolist()) == [7, 8]
+    more = block([[9, 7, *range(200, 200 + S)]])
+    twice = fold_events(fold_events(records, rest, repeats=True), more, repeats=True)
+    assert older_seen(twice)[0, :2].tolist() == [7, 9]
+
+
 def test_folds_leave_their_input_alone() -> None:
     """A fold returns new records; the old ones stay as they were."""
     start = many(1, 70)
