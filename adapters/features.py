@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,6 +103,7 @@ class Prepared:
     size: int  # N; columns from N on are padding
     columns: Tensor  # [d + T + H + 2, Np] vectors, text, popularity, age, bias
     unit: Tensor  # [N, d] item vectors of unit length
+    norm: Tensor  # [N] their lengths
     links: dict[str, Links]  # sparse expert -> neighbours
     loans: Loans
 
@@ -134,14 +136,14 @@ def prepare(
     )
     if earlier is not None and earlier.catalogue is catalogue:
         still, prior = earlier.columns[: -len(moving)], earlier.links["covisit_prior"]
-        unit = earlier.unit
+        unit, norm = earlier.unit, earlier.norm
     else:
-        unit = functional.normalize(catalogue.vectors, dim=1)
+        unit, norm = functional.normalize(catalogue.vectors, dim=1), catalogue.vectors.norm(dim=1)
         still = functional.pad(torch.cat((catalogue.vectors, catalogue.text), 1).T, (0, pad))
         prior = _links(catalogue.prior_items, catalogue.prior_weights, n)
     stream = _links(shared.neighbour_items, shared.neighbour_weights, n)
     links = {"covisit_prior": prior, "covisit_stream": stream}
-    return Prepared(catalogue, n, torch.cat((still, moving)), unit, links, loans)
+    return Prepared(catalogue, n, torch.cat((still, moving)), unit, norm, links, loans)
 
 
 def _links(items: Tensor, weights: Tensor, n: int) -> Links:
@@ -211,8 +213,35 @@ def profiles(text: Tensor, latest: Seeds) -> Tensor:
     """Signed means [n, T] of the unit texts [N, T] of users' latest events."""
     n, s = latest.rows.shape
     texts = text.index_select(0, latest.rows.reshape(-1)).view(n, s, text.shape[1])
-    total = latest.signed.abs().sum(1, keepdim=True)
-    return torch.bmm(latest.signed[:, None], texts)[:, 0] / total.clamp(min=1e-6)
+    return torch.bmm(shares(latest)[:, None], texts)[:, 0]
+
+
+class Products(NamedTuple):
+    """What items have in common with a user's interests and latest events."""
+
+    encoder: Tensor  # [n, r] the largest product with an interest
+    near: Tensor  # [n, r, s] cosine of item vectors
+    texts: Tensor  # [n, r, s] cosine of texts
+
+
+def products(prepared: Prepared, interests: Tensor, latest: Seeds, rows: Tensor) -> Products:
+    """The products of `rows` [n, r] with interests [n, K, d] and events: each row read once."""
+    (n, r), s = rows.shape, latest.rows.shape[1]
+    flat, events = rows.reshape(-1), latest.rows.reshape(-1)
+    unit, text = prepared.unit, prepared.text
+    others = torch.cat([unit.index_select(0, events).view(n, s, -1), interests], 1)
+    near = torch.bmm(unit.index_select(0, flat).view(n, r, -1), others.transpose(1, 2))
+    texts = torch.bmm(
+        text.index_select(0, flat).view(n, r, -1),
+        text.index_select(0, events).view(n, s, -1).transpose(1, 2),
+    )
+    encoder = near[..., s:].amax(2) * prepared.norm.index_select(0, flat).view(n, r)
+    return Products(encoder, near[..., :s], texts)
+
+
+def shares(latest: Seeds) -> Tensor:
+    """Weights [n, s] of the latest events in a signed mean."""
+    return latest.signed / latest.signed.abs().sum(1, keepdim=True).clamp(min=1e-6)
 
 
 def queries(config: ModelConfig, profile: Tensor, weights: Tensor) -> Tensor:
@@ -226,7 +255,7 @@ def touched(prepared: Prepared, name: str, latest: Seeds) -> tuple[Tensor, Tenso
     items, linked = prepared.links[name]
     n, rows = len(latest.rows), latest.rows.reshape(-1)
     width = latest.rows.shape[1] * items.shape[1]
-    columns = items.index_select(0, rows).bitwise_and_(_NO_SIGN).clamp_(max=prepared.size)
+    columns = columns_of(prepared, items.index_select(0, rows))
     values = linked.index_select(0, rows).mul_(latest.strength.reshape(-1, 1))
     columns, values = columns.view(n, width), values.view(n, width)
     borrowers = prepared.loans.rows
@@ -234,6 +263,11 @@ def touched(prepared: Prepared, name: str, latest: Seeds) -> tuple[Tensor, Tenso
         columns = torch.cat([columns, borrowers.expand(n, -1)], 1)
         values = functional.pad(values, (0, len(borrowers)))
     return columns, values
+
+
+def columns_of(prepared: Prepared, items: Tensor) -> Tensor:
+    """Columns of rows, in place; N for -1 and for rows beyond the catalogue."""
+    return items.bitwise_and_(_NO_SIGN).clamp_(max=prepared.size)
 
 
 def touched_again(prepared: Prepared, view: UserView) -> tuple[Tensor, Tensor]:

@@ -79,10 +79,9 @@ def _look(meta: Meta, step: Step, view: UserView, wanted: Tensor, users: Tensor)
     prepared = step.prepared
     best = ranking.rank_prepared(meta, prepared, view, rerank.CANDIDATES).items
     rows = best.clamp(min=0)
-    values = ranking.expert_values(meta, prepared, view, rows)
     latest = features.seeds(view)
     return Looks(
-        values=ranking.with_features(prepared, view, rows, values),
+        values=ranking.all_values(meta, prepared, view, rows),
         hits=((best[:, :, None] == wanted[:, None, :]) & (best >= 0)[:, :, None]).any(2),
         known=best >= 0,
         relevant=(wanted >= 0).sum(1),

@@ -35,8 +35,9 @@ __all__ = ["Prepared", "cold", "explain", "names", "prepare", "rank", "rank_prep
 def score(meta: Meta, view: UserView, catalogue: Catalogue, shared: Shared) -> Tensor:
     """The mix's scores [n, N]; items that must not be ranked have a score below -1e29."""
     prepared = prepare(meta.config, catalogue, shared)
-    buffers = _Buffers(prepared, len(view.shots))
-    return _scores(prepared, _plan(meta, prepared, view), buffers)[:, : prepared.size]
+    memory, plan = _Memory(prepared, len(view.shots)), _plan(meta, prepared, view)
+    sums = _summed(prepared, view, plan.seeds, memory.sums)
+    return _scores(prepared, plan, sums, memory.scores)[:, : prepared.size]
 
 
 def rank(
@@ -58,8 +59,8 @@ def rank_prepared(
     pool = min(prepared.size, max(wide, rerank.CANDIDATES) if rerank.fitted(meta) else wide)
     plan = _plan(meta, prepared, view)
     groups = _groups(plan.seeds.lengths)
-    buffers = _Buffers(prepared, len(groups[0][0]) if groups else 0)
-    parts = [_best(meta, prepared, _part(plan, *g), buffers, pool, wide) for g in groups]
+    memory = _Memory(prepared, len(groups[0][0]) if groups else 0)
+    parts = [_best(meta, prepared, _part(plan, *g), memory, pool, wide) for g in groups]
     scores, rows = (torch.cat(x) for x in zip(*parts, strict=True))
     if diversity > 0:
         scores, rows = diversify(scores, rows, prepared.text, min(k, pool), diversity)
@@ -104,23 +105,23 @@ def explain(
 def contributions(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
     """What each of `names` adds to the scores of `rows` [n, r] of each user: [n, r, F]."""
     trend = features.trend(meta.config, prepared, features.seeds(view))
-    values = expert_values(meta, prepared, view, rows)
     if not rerank.fitted(meta):
-        return values * experts.weights(meta, view, trend)[:, None]
-    return with_features(prepared, view, rows, values) * rerank.weights(meta, view, trend)[:, None]
-
-
-def with_features(prepared: Prepared, view: UserView, rows: Tensor, values: Tensor) -> Tensor:
-    """The experts' numbers [n, r, E] of `rows` [n, r] with those of `rerank` added: [n, r, F]."""
-    return torch.cat([values, rerank.features(prepared, view, features.seeds(view), rows)], -1)
+        weights = experts.weights(meta, view, trend)
+        return expert_values(meta, prepared, view, rows) * weights[:, None]
+    weights = rerank.weights(meta, view, trend)
+    return all_values(meta, prepared, view, rows) * weights[:, None]
 
 
 def expert_values(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
     """The experts' unweighted numbers for `rows` [n, r] of each user: [n, r, E]."""
-    seeds = features.seeds(view)
-    profile = features.profiles(prepared.text, seeds)
-    sums = torch.zeros(len(rows), prepared.columns.shape[1], device=rows.device)
-    return _values(meta, prepared, view, seeds, profile, rows, sums)
+    return all_values(meta, prepared, view, rows)[..., : len(experts.names(meta.config))]
+
+
+def all_values(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
+    """The experts' numbers and those of the second look for `rows` [n, r]: [n, r, F]."""
+    seeds, memory = features.seeds(view), _Memory(prepared, len(rows))
+    sums = _summed(prepared, view, seeds, memory.sums)
+    return _values(meta, prepared, view, seeds, sums, memory, rows)
 
 
 def _values(
@@ -128,20 +129,18 @@ def _values(
     prepared: Prepared,
     view: UserView,
     seeds: Seeds,
-    profile: Tensor,
+    sums: list[_Sum],
+    memory: _Memory,
     rows: Tensor,
-    sums: Tensor,
 ) -> Tensor:
-    """`expert_values`; `sums` [n, Np] is 0 before and after."""
-    d, t, (n, r) = meta.config.dim, meta.config.text_dim, rows.shape
-    flat = rows.reshape(-1)
-    vectors = prepared.catalogue.vectors.index_select(0, flat).view(n, r, d)
-    encoder = torch.bmm(vectors, view.interests.transpose(1, 2)).amax(2, keepdim=True)
-    texts = prepared.text.index_select(0, flat).view(n, r, t)
-    counted = prepared.columns[d + t : -1].index_select(1, flat).T.view(n, r, -1)
-    touched = _touched(prepared, view, seeds)
-    sparse = [_sparse(prepared, name, c, v, rows, sums)[..., None] for name, c, v in touched]
-    return torch.cat([encoder, torch.bmm(texts, profile[..., None]), counted, *sparse], -1)
+    """`all_values` where the sums of the sparse experts are there."""
+    (n, r), first = rows.shape, meta.config.dim + meta.config.text_dim
+    found = features.products(prepared, view.interests, seeds, rows)
+    text = torch.bmm(found.texts, features.shares(seeds)[..., None])
+    counted = prepared.columns[first:-1].index_select(1, rows.reshape(-1)).T.view(n, r, -1)
+    sparse = [_number(one, rows)[..., None] for one in sums]
+    more = rerank.features(prepared, view, seeds, found, rows, memory.scratch[:n])
+    return torch.cat([found.encoder[..., None], text, counted, *sparse, more], -1)
 
 
 def top_k(scores: Tensor, k: int, blocks: tuple[int, ...] = BLOCKS) -> tuple[Tensor, Tensor]:
@@ -167,7 +166,6 @@ class _Plan(NamedTuple):
 
     view: UserView
     seeds: Seeds
-    profile: Tensor  # [n, T] query of the texts
     rest: Tensor  # [n, D - d] weighted query of all columns but the encoder's
     weights: Tensor  # [n, E] of the mix
     again: Tensor | None  # [n, F] of the second look, None without one
@@ -177,10 +175,9 @@ def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
     seeds = features.seeds(view)
     trend = features.trend(meta.config, prepared, seeds)
     weights = experts.weights(meta, view, trend)
-    profile = features.profiles(prepared.text, seeds)
-    rest = features.queries(meta.config, profile, weights)
+    rest = features.queries(meta.config, features.profiles(prepared.text, seeds), weights)
     again = rerank.weights(meta, view, trend) if rerank.fitted(meta) else None
-    return _Plan(view, seeds, profile, rest, weights, again)
+    return _Plan(view, seeds, rest, weights, again)
 
 
 def _part(plan: _Plan, users: Tensor, width: int) -> _Plan:
@@ -188,46 +185,69 @@ def _part(plan: _Plan, users: Tensor, width: int) -> _Plan:
     wide = slice(max(width, 1))
     seeds = Seeds(*(getattr(plan.seeds, name)[users, wide] for name in Seeds.__slots__))
     again = None if plan.again is None else plan.again[users]
-    own = (plan.profile[users], plan.rest[users], plan.weights[users], again)
-    return _Plan(select(plan.view, users), seeds, *own)
+    return _Plan(select(plan.view, users), seeds, plan.rest[users], plan.weights[users], again)
 
 
-class _Buffers:
-    """Memory of a group's scores, used again by the next group: fresh pages cost more than sums."""
+class _Memory:
+    """What a group's users are scored in, used by one group after the other.
+
+    Fresh pages cost more than sums.
+    """
 
     def __init__(self, prepared: Prepared, n: int) -> None:
         self.scores = prepared.columns.new_empty(n, prepared.columns.shape[1])
-        self.sums = torch.zeros_like(self.scores)
+        self.scratch = torch.zeros_like(self.scores)
+        self.sums = [torch.zeros_like(self.scores) for _ in range(SPARSE)]
+
+
+class _Sum(NamedTuple):
+    """What a sparse expert sums up, and where: a part of the memory that is 0 elsewhere."""
+
+    name: str
+    columns: Tensor  # [n, q]
+    sums: Tensor  # [n, Np]
 
 
 def _best(
-    meta: Meta, prepared: Prepared, plan: _Plan, buffers: _Buffers, pool: int, k: int
+    meta: Meta, prepared: Prepared, plan: _Plan, memory: _Memory, pool: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """The best k of a group's users, chosen from `pool` candidates: scores, columns [g, <= k]."""
-    scores, columns = top_k(_scores(prepared, plan, buffers), pool)
-    if plan.again is None:
-        return scores, columns
-    rows = torch.where(scores > NEVER / 2, columns, 0)  # padding has no features
-    sums = buffers.sums[: len(rows)]
-    values = _values(meta, prepared, plan.view, plan.seeds, plan.profile, rows, sums)
-    more = rerank.features(prepared, plan.view, plan.seeds, rows)
-    again = torch.bmm(torch.cat([values, more], -1), plan.again[..., None])[..., 0]
-    again = torch.where(scores > NEVER / 2, again, NEVER)
-    top, place = torch.topk(again, min(k, pool))
-    return top, columns.gather(1, place)
+    sums = _summed(prepared, plan.view, plan.seeds, memory.sums)
+    scores, columns = top_k(_scores(prepared, plan, sums, memory.scores), pool)
+    if plan.again is not None:
+        rows = torch.where(scores > NEVER / 2, columns, 0)  # padding has no features
+        values = _values(meta, prepared, plan.view, plan.seeds, sums, memory, rows)
+        again = torch.bmm(values, plan.again[..., None])[..., 0]
+        scores, place = torch.topk(torch.where(scores > NEVER / 2, again, NEVER), min(k, pool))
+        columns = columns.gather(1, place)
+    for one in sums:
+        one.sums.scatter_(1, one.columns, 0.0)
+    return scores, columns
 
 
-def _scores(prepared: Prepared, plan: _Plan, buffers: _Buffers) -> Tensor:
-    """[n, Np] with seen items and padding at `NEVER`; a part of the buffers."""
-    n = len(plan.weights)
-    scores, sums = buffers.scores[:n], buffers.sums[:n]
+def _scores(prepared: Prepared, plan: _Plan, sums: list[_Sum], out: Tensor) -> Tensor:
+    """[n, Np] with seen items and padding at `NEVER`; a part of `out`."""
+    scores = out[: len(plan.weights)]
     _dense(prepared.columns, plan.view.interests, plan.weights[:, :1], plan.rest, scores)
-    for place, (name, columns, values) in enumerate(_touched(prepared, plan.view, plan.seeds)):
+    for place, one in enumerate(sums):
         weight = plan.weights[:, plan.weights.shape[1] - SPARSE + place, None]
-        value = _sparse(prepared, name, columns, values, columns, sums).mul_(weight)
+        value = _number(one, one.columns).mul_(weight)
         # an item touched twice is written twice with the same number
-        scores.scatter_(1, columns, value.add_(scores.gather(1, columns)))
+        scores.scatter_(1, one.columns, value.add_(scores.gather(1, one.columns)))
     return features.masked(scores, prepared, plan.view)
+
+
+def _summed(prepared: Prepared, view: UserView, seeds: Seeds, memory: list[Tensor]) -> list[_Sum]:
+    """What the sparse experts sum up for n users, in memory that was 0."""
+    sums = []
+    for (name, columns, values), whole in zip(_touched(prepared, view, seeds), memory, strict=True):
+        own = whole[: len(columns)].scatter_add_(1, columns, values)
+        sums.append(
+            _Sum(
+                name, columns, features.lend(own, prepared.loans) if name in prepared.links else own
+            )
+        )
+    return sums
 
 
 def _touched(
@@ -240,16 +260,9 @@ def _touched(
     yield "shown", *features.touched_shown(prepared, view)
 
 
-def _sparse(
-    prepared: Prepared, name: str, columns: Tensor, values: Tensor, at: Tensor, sums: Tensor
-) -> Tensor:
-    """A sparse expert's numbers [n, r] in the columns `at` [n, r]; `sums` is 0 before and after."""
-    sums.scatter_add_(1, columns, values)
-    if name in prepared.links:
-        features.lend(sums, prepared.loans)
-    found = sums.gather(1, at)
-    sums.scatter_(1, columns, 0.0)
-    return found.mul_(1 / features.SOFT[name]).log1p_()
+def _number(one: _Sum, rows: Tensor) -> Tensor:
+    """A sparse expert's numbers [n, r] of rows [n, r]."""
+    return one.sums.gather(1, rows).mul_(1 / features.SOFT[one.name]).log1p_()
 
 
 def _dense(columns: Tensor, interests: Tensor, gain: Tensor, rest: Tensor, out: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters import experts
-from adapters.features import AGAIN, Prepared, Seeds
+from adapters.features import AGAIN, Links, Prepared, Products, Seeds, columns_of, shares
 from adapters.types import Meta, ModelConfig, UserView
 
 CANDIDATES = 64
@@ -37,6 +37,19 @@ NAMES = (
 )
 """The features beside the experts: cosines of item vectors and texts, links of the latest item,
 and where items may come again, how often and how lately the user took them."""
+
+UNFITTED = {
+    "near_last": 0.1,
+    "near_best": 0.1,
+    "near_mean": 0.1,
+    "text_best": 0.3,
+    "covisit_prior_last": 1.0,
+    "covisit_stream_last": 1.0,
+    "repeat_lately": 0.2,
+    "repeat_count": 0.2,
+    "repeat_last": 0.2,
+}
+"""Weights of the features where none were fitted."""
 
 LATELY = 12.0
 """Events after which one that is repeated counts half in `repeat_lately` and `repeat_last`."""
@@ -63,6 +76,14 @@ def fitted(meta: Meta) -> bool:
 def with_weights(weight: Tensor) -> dict[str, Tensor]:
     """The tensors of a model with these weights [F, CIRCUMSTANCES]."""
     return {_WEIGHT: weight.contiguous()}
+
+
+def default_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Weights where none were fitted: those of the mix, and a little for what is near."""
+    start = experts.default_tensors(config)["expert_weight"][:, 0]
+    weight = torch.zeros(len(names(config)), CIRCUMSTANCES)
+    weight[:, 0] = torch.cat([start, torch.tensor([UNFITTED[name] for name in NAMES])])
+    return with_weights(weight)
 
 
 def without(meta: Meta) -> Meta:
@@ -96,42 +117,42 @@ def circumstances(view: UserView, trend: Tensor) -> Tensor:
     return torch.cat([plain, torch.stack([grown, begins, told], 1)], 1)
 
 
-def features(prepared: Prepared, view: UserView, latest: Seeds, rows: Tensor) -> Tensor:
-    """The features of candidates `rows` [n, C]: [n, C, len(NAMES)]."""
-    near = _cosines(prepared.unit, rows, latest)  # [n, C, s]
-    texts = _cosines(prepared.text, rows, latest)
+def features(
+    prepared: Prepared,
+    view: UserView,
+    latest: Seeds,
+    found: Products,
+    rows: Tensor,
+    memory: Tensor,
+) -> Tensor:
+    """The features of `rows` [n, r]: [n, r, len(NAMES)].
+
+    `found` are the rows' products with the latest events; `memory` [n, Np] is 0 before and after.
+    """
     liked = (latest.strength > 0)[:, None]
-    weight = latest.signed / latest.signed.abs().sum(1, keepdim=True).clamp(min=1e-6)
     columns = [
-        near[..., 0] * latest.signed[:, :1].sign(),
-        near.masked_fill(~liked, -1.0).amax(2).clamp(min=0),
-        torch.bmm(near, weight[..., None])[..., 0],
-        texts.masked_fill(~liked, -1.0).amax(2).clamp(min=0),
-        *(_linked(links, latest, rows) for links in prepared.links.values()),
+        found.near[..., 0] * latest.signed[:, :1].sign(),
+        found.near.masked_fill(~liked, 0.0).amax(2).clamp(min=0),
+        torch.bmm(found.near, shares(latest)[..., None])[..., 0],
+        found.texts.masked_fill(~liked, 0.0).amax(2).clamp(min=0),
+        *(_linked(prepared, links, latest, rows, memory) for links in prepared.links.values()),
         *_repeats(view, rows),
     ]
     return torch.stack(columns, -1)
 
 
-def _cosines(unit: Tensor, rows: Tensor, latest: Seeds) -> Tensor:
-    """Products [n, C, s] of unit vectors [N, d] of candidates and of the latest events."""
-    (n, c), s, d = rows.shape, latest.rows.shape[1], unit.shape[1]
-    one = unit.index_select(0, rows.reshape(-1)).view(n, c, d)
-    other = unit.index_select(0, latest.rows.reshape(-1)).view(n, s, d)
-    return torch.bmm(one, other.transpose(1, 2))
-
-
-def _linked(links: tuple[Tensor, Tensor], latest: Seeds, rows: Tensor) -> Tensor:
-    """Weight [n, C] of the link from the latest event's item to a candidate, 0 where none is."""
+def _linked(
+    prepared: Prepared, links: Links, latest: Seeds, rows: Tensor, memory: Tensor
+) -> Tensor:
+    """Weight [n, r] of the link from the latest liked item to each row, 0 where none is."""
     newest = latest.rows[:, 0]
-    items, linked = links[0].index_select(0, newest), links[1].index_select(0, newest)
-    linked = torch.where(latest.strength[:, :1] > 0, linked, 0.0)
-    order = rows.argsort(1)  # candidates in order, so that each neighbour finds its own
-    sorted_rows = rows.gather(1, order)
-    at = torch.searchsorted(sorted_rows, items).clamp(max=rows.shape[1] - 1)
-    hit = sorted_rows.gather(1, at) == items
-    found = torch.zeros(rows.shape, device=rows.device)
-    return found.scatter_add_(1, order.gather(1, at), torch.where(hit, linked, 0.0))
+    columns = columns_of(prepared, links[0].index_select(0, newest))
+    weights = links[1].index_select(0, newest) * (latest.strength[:, :1] > 0)
+    memory.scatter_add_(1, columns, weights)
+    memory[:, prepared.size] = 0.0  # what is no neighbour
+    found = memory.gather(1, rows)
+    memory.scatter_(1, columns, 0.0)
+    return found
 
 
 def _repeats(view: UserView, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from adapters import adapter, experts, towers
+from adapters import adapter, experts, rerank, towers
 from adapters.experts import Prior
 from adapters.types import Meta, ModelConfig
 from export.bundle_tensors import Items
@@ -103,6 +103,7 @@ def model(known: Sequence[Item], config: ModelConfig, seed: int) -> tuple[Meta, 
         **towers.fit_text_reduction(read.text, config.text_dim),
         **adapter.new_tensors(config, generator),
         **experts.default_tensors(config),
+        **rerank.default_tensors(config),
     }
     weight = tensors["expert_weight"]
     tensors["expert_weight"] = weight + 0.02 * torch.randn(weight.shape, generator=generator)

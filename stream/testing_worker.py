@@ -19,7 +19,7 @@ import orjson
 import torch
 from numpy.typing import NDArray
 
-from adapters import adapter, experts, profiles, towers
+from adapters import adapter, experts, profiles, rerank, towers
 from adapters.experts import Prior
 from adapters.types import Meta, ModelConfig
 from export.bundle_tensors import Items
@@ -99,6 +99,7 @@ def untrained_model(
         **adapter.new_tensors(config, generator),
         **profiles.new_tensors(read, None),
         **experts.default_tensors(config),
+        **rerank.default_tensors(config),
     }
     half_lives, width = len(config.half_lives), config.neighbours
     prior = Prior(

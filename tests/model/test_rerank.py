@@ -36,8 +36,8 @@ def looked(view: UserView, rows: list[int]) -> tuple[torch.Tensor, features.Prep
     meta, _, catalogue, shared = world()
     prepared = features.prepare(meta.config, catalogue, shared)
     one = ranking.select(view, slice(0, 1))
-    found = rerank.features(prepared, one, features.seeds(one), torch.tensor([rows]))
-    return found[0], prepared
+    found = ranking.all_values(meta, prepared, one, torch.tensor([rows]))
+    return found[0, :, -len(rerank.NAMES) :], prepared
 
 
 def with_events(items: list[int], values: list[float], *, repeats: bool = False) -> UserView:
