@@ -30,13 +30,19 @@ RESULTS = Path(__file__).parents[1] / "results"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, print tables and verdicts, write JSON."""
     arguments = _arguments(argv)
-    rows = [row for row in ROWS if row.main or not arguments.quick]
+    rows = [row for row in ROWS if row.name in (arguments.rows or _usual(arguments.quick))]
     names = arguments.sets or (["movietweetings"] if arguments.quick else list(SETS))
-    plan = Plan(arguments.seeds, arguments.steps, arguments.positions, arguments.folder)
+    plan = Plan(
+        seeds=arguments.seeds,
+        ablation_seeds=arguments.ablation_seeds,
+        steps=arguments.steps,
+        positions=arguments.positions,
+        folder=arguments.folder,
+    )
     try:
         with reporter() as shown:
             found = [Runs(SETS[name], plan, shown).result(rows) for name in names]
-            whole = not (arguments.quick or arguments.sets)
+            whole = not (arguments.quick or arguments.sets or arguments.rows)
             varied = frontier.frontier(plan.folder, plan.steps, shown) if whole else []
     except InnerloopError as error:
         sys.stderr.write(f"{error}\n")
@@ -50,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if whole:
         _write(arguments, found, told, costs, varied)
     return 0
+
+
+def _usual(quick: bool) -> list[str]:
+    return [row.name for row in ROWS if row.main or not quick]
 
 
 def _write(
@@ -67,6 +77,7 @@ def _write(
         "commit": commit,
         "command": "make evaluate",
         "seeds": arguments.seeds,
+        "ablation_seeds": arguments.ablation_seeds,
         "verdicts": [asdict(verdict) for verdict in told],
         "speed": [asdict(cost) for cost in costs],
         "diversity": [asdict(point) for point in varied],
@@ -97,7 +108,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="MovieTweetings, one seed, main rows")
     parser.add_argument("--sets", action="append", choices=SETS, help="this set; repeatable")
-    parser.add_argument("--seeds", type=int, help="seeds of every row (5; quick 1)")
+    parser.add_argument(
+        "--rows", action="append", choices=_usual(False), help="this row; repeatable"
+    )
+    parser.add_argument("--seeds", type=int, help="seeds of rows that goals ask for (5; quick 1)")
+    parser.add_argument("--ablation-seeds", type=int, default=1, help="of the other rows (1)")
     parser.add_argument(
         "--steps", type=int, help="outer steps of every row (the recipe's; quick 200)"
     )

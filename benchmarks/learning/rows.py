@@ -14,6 +14,11 @@ class Row:
     settings: Mapping[str, object] = field(default_factory=dict)  # what differs from the defaults
     variants: tuple[str, ...] = ("adapted", "encoder only")
     main: bool = False  # part of the quick run
+    judged: bool = False  # a goal asks for it: all seeds are run; an ablation takes fewer
+
+    def seeds(self, all_of_them: int, ablation: int) -> int:
+        """How often this row is trained."""
+        return all_of_them if self.main or self.judged else min(all_of_them, ablation)
 
 
 ALONE = ("encoder only", "encoder only, steps off")
@@ -32,7 +37,7 @@ ROWS = (
     Row("first order", {"learning.first_order": True}),
     Row("no decay", {"learning.decay": False}),
     Row("text only", {"learning.item_features": "text"}),
-    Row("id only", {"learning.item_features": "id"}),
+    Row("id only", {"learning.item_features": "id"}, judged=True),
     Row("4 interests", {"learning.interests": 4}),
     Row("no L_few", {"learning.few_weight": 0.0}),
     Row("L_few x 2", {"learning.few_weight": 1.0}),

@@ -22,7 +22,8 @@ from stream.progress import Reporter
 class Plan:
     """How much is run."""
 
-    seeds: int
+    seeds: int  # of rows that goals ask for
+    ablation_seeds: int  # of the others
     steps: int | None  # outer steps; None = the recipe's
     positions: int  # lists that are judged
     folder: Path
@@ -39,12 +40,13 @@ class Runs:
         self._about = f"steps {plan.steps}, {plan.positions} positions"
 
     def result(self, rows: list[Row]) -> SetResult:
-        """The figures of these rows and of the baselines, means of all seeds."""
+        """The figures of these rows and of the baselines, means of their seeds."""
         simple = self._shelf.get(f"baselines, {self._about}", self._baselines)
         ndcg: Table = {}
         hit: Table = {}
         for row in rows:
-            runs = [self._row(row, seed) for seed in range(self._plan.seeds)]
+            count = row.seeds(self._plan.seeds, self._plan.ablation_seeds)
+            runs = [self._row(row, seed) for seed in range(count)]
             for variant in row.variants:
                 name = row.name if variant == "adapted" else f"{row.name}, {variant}"
                 both = np.mean([run.figures[f"{variant}@10"] for run in runs], axis=0)
