@@ -20,7 +20,7 @@ from adapters.experts import Prior
 from adapters.list_metrics import Popularity
 from adapters.listing import MODELS, REBUILT, STANDARD, Options, Progress, diversified, rank_all
 from adapters.listing import variant_meta as variant_meta
-from adapters.positions import Sequences, histories, new_items, relevant
+from adapters.positions import Sequences, histories, new_items, profiled, relevant
 from adapters.report import Lists, Report, by_shots, summarise
 from adapters.signals import Bools, Ints, bucket_start
 from adapters.types import Catalogue, Meta
@@ -51,6 +51,7 @@ class Moments:
     shots: Ints  # [m] events of the user that the list knew
     known: Bools  # [m] the user had events before the first position of all
     new: Bools  # [m] the next item was first met less than a day before
+    profiled: Bools  # [m] the user began with a profile
     lists: dict[str, Ints]  # variant -> [m, k] rows, -1 = none
     relevant: Ints  # [m, r] rows, -1 = none
 
@@ -105,10 +106,13 @@ def report(
 
 
 def cohorts(found: Moments) -> list[tuple[str, Bools]]:
-    """Name and positions [m] of every cohort, `all` first."""
+    """Name and positions [m] of every cohort; first lists by profile where there are any."""
+    first = found.shots == 0
+    told = [("0, profile", first & found.profiled), ("0, no profile", first & ~found.profiled)]
     return [
         ("all", np.ones(len(found.users), np.bool_)),
         *by_shots(found.shots),
+        *(told if found.profiled.any() else []),
         ("new users", ~found.known),
         ("known users", found.known),
         ("new items", found.new),
@@ -167,6 +171,7 @@ def positions(
         shots=seq.ends(events, options.moment, options.delays.label) - first,
         known=log.times[seq.order[first]] < start,
         new=new_items(log, events, wanted[:, 0]),
+        profiled=profiled(seq, events),
         lists=rank_all(meta, log, events, catalogue, prior, options, progress),
         relevant=wanted,
     )

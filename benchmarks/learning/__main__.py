@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning import frontier, goals, speed, tables
+from benchmarks.learning import frontier, goals, picture, speed, tables
 from benchmarks.learning.frontier import Point
 from benchmarks.learning.goals import SetResult, Verdict
 from benchmarks.learning.rows import OWN, ROWS
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
     if whole:
+        picture.save(found)
         _write(arguments, found, told, costs, varied)
     return 0
 

@@ -12,6 +12,7 @@ from adapters import adapter, baselines, evaluate
 from adapters.episodes import Log
 from adapters.evaluate import REBUILT, Delays, Moments, Options
 from adapters.positions import Sequences, interests_at, new_items, rebuilt_at, relevant
+from adapters.profiles import make_profiles
 from adapters.types import Block, Catalogue, Meta
 from adapters.walking import arranged, walk
 from tests.model import planted
@@ -229,3 +230,20 @@ def _one(log: Log, event: int) -> Block:
     columns = (log.items, log.actions, log.values, log.times)
     one = [torch.from_numpy(c[event : event + 1])[None] for c in columns]
     return Block(*one, mask=torch.ones(1, 1, dtype=torch.bool))
+
+
+# -- profiles -------------------------------------------------------------------------------------
+
+
+def test_first_lists_with_and_without_a_profile_are_reported_apart() -> None:
+    """Both cohorts are there where anybody has a profile, and neither where nobody has."""
+    log = planted.log([(user, item, 900.0 * item + user) for user in (1, 2, 3) for item in (4, 5)])
+    asked, (meta, items) = Options(variants=("popularity",)), _world()
+    told = make_profiles(np.array([2]), np.array([BEGIN - 1]), np.full((1, 16), 9))
+    plain, found = (
+        evaluate.progressive(meta, one, BEGIN, items, None, asked)
+        for one in (log, replace(log, profiles=told))
+    )
+    assert found.row("popularity", "0, profile").positions == 1
+    assert found.row("popularity", "0, no profile").positions == 2
+    assert not [row for row in plain.rows if "profile" in row.cohort]
