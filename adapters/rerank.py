@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters import experts
-from adapters.features import AGAIN, Links, Prepared, Products, Seeds, columns_of, shares
+from adapters.features import AGAIN, Links, Prepared, Products, Seeds, columns_of, lend, shares
 from adapters.types import Meta, ModelConfig, UserView
 
 CANDIDATES = 64
@@ -42,7 +42,7 @@ UNFITTED = {
     "near_last": 0.1,
     "near_best": 0.1,
     "near_mean": 0.1,
-    "text_best": 0.3,
+    "text_best": 0.1,
     "covisit_prior_last": 1.0,
     "covisit_stream_last": 1.0,
     "repeat_lately": 0.2,
@@ -144,14 +144,18 @@ def features(
 def _linked(
     prepared: Prepared, links: Links, latest: Seeds, rows: Tensor, memory: Tensor
 ) -> Tensor:
-    """Weight [n, r] of the link from the latest liked item to each row, 0 where none is."""
+    """Weight [n, r] of the link from the latest liked item to each row, 0 where none is.
+
+    New items, to which no link leads yet, borrow as they do in the mix.
+    """
     newest = latest.rows[:, 0]
     columns = columns_of(prepared, links[0].index_select(0, newest))
     weights = links[1].index_select(0, newest) * (latest.strength[:, :1] > 0)
     memory.scatter_add_(1, columns, weights)
     memory[:, prepared.size] = 0.0  # what is no neighbour
-    found = memory.gather(1, rows)
+    found = lend(memory, prepared.loans).gather(1, rows)
     memory.scatter_(1, columns, 0.0)
+    memory[:, prepared.loans.rows] = 0.0
     return found
 
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +75,16 @@ class RunFolder:
     def step(self) -> int:
         """The outer step after which the run goes on, 0 at the beginning."""
         return 0 if self.snapshot is None else int(self.snapshot.facts["step"])
+
+    @contextmanager
+    def unless_begun(self) -> Iterator[None]:
+        """Remove the folder after an error before `begin`: nothing was run that could go on."""
+        try:
+            yield
+        except BaseException:
+            if not (self.path / RUN_FILE).exists():
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def begin(self, about: About, settings: config.Settings) -> None:
         """Note what the run depends on, or compare it with what it depended on before.

@@ -111,6 +111,7 @@ def train(
     cuts = cut(log, model.bucket, request)
     if folder is not None:
         folder.begin(_about(request, log, text.rows), request.settings)
+        reporter.say(f"run: {folder.path}")
     trained = outer_loop(cuts, text.rows, model, request, reporter, on_step, folder)
     with one_thread():
         meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)

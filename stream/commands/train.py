@@ -157,11 +157,13 @@ def _run(request: Request, runs: Path | None, resume: Path | None) -> Outcome:
         folder = run_folder.resume(resume) if resume else run_folder.create(runs, request.name)
         where = folder.path
         facts = {"seed": request.seed, **request.settings.learning.model_dump()}
-        with reporter() as shown:
-            shown.say(f"run: {folder.path}")
-            with Curves(writers(folder.path, folder.step, facts, shown.say)) as curves:
-                outcome = run(request, shown, curves.step, folder)
-                curves.report(outcome.report)
+        with (
+            reporter() as shown,
+            folder.unless_begun(),
+            Curves(writers(folder.path, folder.step, facts, shown.say)) as curves,
+        ):
+            outcome = run(request, shown, curves.step, folder)
+            curves.report(outcome.report)
         seconds = {**outcome.metrics["seconds"], "all": time.monotonic() - began}
         version = outcome.bundle.manifest.version
         folder.finish({"version": version, **outcome.metrics, "seconds": seconds})

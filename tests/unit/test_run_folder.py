@@ -150,3 +150,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     """The message names the folder."""
     with pytest.raises(ResumeError, match="is no folder of a run"):
         run_folder.resume(tmp_path)
+
+
+def test_a_mistake_before_the_run_leaves_no_folder(tmp_path: Path) -> None:
+    """An error before anything is known of the data takes the folder away; later ones keep it."""
+    early = run_folder.create(tmp_path, "films")
+    with pytest.raises(KeyError), early.unless_begun():
+        raise KeyError
+    assert not early.path.exists()
+    late = run_folder.create(tmp_path, "films")
+    with pytest.raises(KeyError), late.unless_begun():
+        late.begin(ABOUT, settings())
+        raise KeyError
+    assert (late.path / "run.json").exists()
