@@ -109,7 +109,17 @@ def contributions(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) 
         weights = experts.weights(meta, view, trend)
         return expert_values(meta, prepared, view, rows) * weights[:, None]
     weights = rerank.weights(meta, view, trend)
-    return all_values(meta, prepared, view, rows) * weights[:, None]
+    parts = all_values(meta, prepared, view, rows) * weights[:, None]
+    age = experts.names(meta.config).index("age")
+    parts[..., age] += rerank.optimism(meta, view, trend)[:, None] * _newness(prepared)[rows]
+    return parts
+
+
+def _newness(prepared: Prepared) -> Tensor:
+    """The age feature [Np] of items that borrow because they are new, 0 for all others."""
+    found, rows = torch.zeros_like(prepared.columns[-1]), prepared.loans.rows
+    found[rows] = prepared.columns[-2, rows]
+    return found
 
 
 def expert_values(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
@@ -169,6 +179,7 @@ class _Plan(NamedTuple):
     rest: Tensor  # [n, D - d] weighted query of all columns but the encoder's
     weights: Tensor  # [n, E] of the mix
     again: Tensor | None  # [n, F] of the second look, None without one
+    hope: Tensor | None  # [n] what newness weighs in it besides
 
 
 def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
@@ -176,16 +187,19 @@ def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
     trend = features.trend(meta.config, prepared, seeds)
     weights = experts.weights(meta, view, trend)
     rest = features.queries(meta.config, features.profiles(prepared.text, seeds), weights)
-    again = rerank.weights(meta, view, trend) if rerank.fitted(meta) else None
-    return _Plan(view, seeds, rest, weights, again)
+    if not rerank.fitted(meta):
+        return _Plan(view, seeds, rest, weights, None, None)
+    hope = rerank.optimism(meta, view, trend) if len(prepared.loans.rows) else None
+    return _Plan(view, seeds, rest, weights, rerank.weights(meta, view, trend), hope)
 
 
 def _part(plan: _Plan, users: Tensor, width: int) -> _Plan:
     """The plan of some users [g], of whose seeds the first `width` places are in use."""
     wide = slice(max(width, 1))
     seeds = Seeds(*(getattr(plan.seeds, name)[users, wide] for name in Seeds.__slots__))
-    again = None if plan.again is None else plan.again[users]
-    return _Plan(select(plan.view, users), seeds, plan.rest[users], plan.weights[users], again)
+    again, hope = (None if x is None else x[users] for x in (plan.again, plan.hope))
+    view = select(plan.view, users)
+    return _Plan(view, seeds, plan.rest[users], plan.weights[users], again, hope)
 
 
 class _Memory:
@@ -218,6 +232,8 @@ def _best(
         rows = torch.where(scores > NEVER / 2, columns, 0)  # padding has no features
         values = _values(meta, prepared, plan.view, plan.seeds, sums, memory, rows)
         again = torch.bmm(values, plan.again[..., None])[..., 0]
+        if plan.hope is not None:
+            again += plan.hope[:, None] * _newness(prepared)[rows]
         scores, place = torch.topk(torch.where(scores > NEVER / 2, again, NEVER), min(k, pool))
         columns = columns.gather(1, place)
     for one in sums:

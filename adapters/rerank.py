@@ -108,6 +108,17 @@ def weights(meta: Meta, view: UserView, trend: Tensor) -> Tensor:
     return mixed + torch.where(warm, delta, 0.0)
 
 
+def optimism(meta: Meta, view: UserView, trend: Tensor) -> Tensor:
+    """What the age of a new item weighs more than the fit says, for each user: [n], at least 0.
+
+    Hardly any item of the fit was as new as one that still borrows, so the second look has no
+    weight for its age that could be trusted: where the mix's is larger it counts.
+    """
+    age = experts.names(meta.config).index("age")
+    mix, own = experts.weights(meta, view, trend)[:, age], weights(meta, view, trend)[:, age]
+    return (mix - own).clamp(min=0)
+
+
 def circumstances(view: UserView, trend: Tensor) -> Tensor:
     """Those of the experts; log shots beyond SETTLED; no events yet; and a profile then: [n, 7]."""
     plain = experts.circumstances(view, trend)

@@ -154,3 +154,24 @@ def test_without_an_expert_both_stages_are_without_it() -> None:
     one, two = (ranking.rank(bare, v, catalogue, shared, 10, 0.0).items for v in (view, other))
     assert torch.equal(one, two)
     assert not bare.tensors["rerank_weight"][experts.names(meta.config).index("encoder")].any()
+
+
+def test_a_new_item_keeps_the_hope_that_the_mix_has_in_it() -> None:
+    """While an item borrows, its age weighs as in the mix if that is more; scores add up."""
+    meta, view, catalogue, shared = world()
+    view = replace(view, delta=torch.zeros_like(view.delta))
+    place = experts.names(meta.config).index("age")
+    meta["rerank_weight"][place] = -1.0
+    meta["expert_weight"][place] = meta["expert_weight_zero"][place] = 0.0
+    meta["expert_weight"][place, 0] = meta["expert_weight_zero"][place] = 3.0
+    catalogue.created[:] = BEGIN - 400 * DAY
+    catalogue.created[:3] = shared.now - 60.0
+    prepared = features.prepare(meta.config, catalogue, shared)
+    assert prepared.loans.rows.tolist() == [0, 1, 2]
+    rows = torch.arange(6).expand(len(view.shots), -1)
+    parts = ranking.contributions(meta, prepared, view, rows)
+    torch.testing.assert_close(parts[:, :3, place], torch.full_like(parts[:, :3, 0], 3.0))
+    assert (parts[:, 3:, place] < 3.0).all()
+    found = ranking.rank_prepared(meta, prepared, view, 10)
+    listed = ranking.contributions(meta, prepared, view, found.items.clamp(min=0)).sum(2)
+    torch.testing.assert_close(found.scores, listed, rtol=1e-4, atol=1e-4)

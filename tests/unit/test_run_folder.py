@@ -159,7 +159,7 @@ def test_a_mistake_before_the_run_leaves_no_folder(tmp_path: Path) -> None:
         raise KeyError
     assert not early.path.exists()
     late = run_folder.create(tmp_path, "films")
+    late.begin(ABOUT, settings())
     with pytest.raises(KeyError), late.unless_begun():
-        late.begin(ABOUT, settings())
         raise KeyError
     assert (late.path / "run.json").exists()
