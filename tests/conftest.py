@@ -11,6 +11,10 @@ import pytest
 
 from stream.config import Settings, load
 
+# Two files are tested at a time, and many small products gain nothing from more threads: with two
+# each, the learning's tests took six times as long. Torch and the processes of tests read this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that needs the broker."""

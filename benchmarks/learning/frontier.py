@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from adapters import list_metrics
 from adapters.evaluate import Moments
 from adapters.report import Figure, compare, per_user
 from benchmarks.learning import world
 from benchmarks.learning.goals import Verdict, words
-from benchmarks.learning.kept import CUTOFFS, Array, Judged, Shelf
+from benchmarks.learning.kept import CUTOFFS, Judged, Shelf
 from benchmarks.learning.sets import SETS
 from stream.config import Settings
 from stream.errors import InnerloopError
@@ -138,23 +139,11 @@ def _judged(halves: list[dict[float, Moments]], texts: Tensor) -> Judged:
         parts = [half[diversity] for half in halves]
         rows = np.concatenate([part.lists["adapted"][:, : CUTOFFS[0]] for part in parts])
         ndcg = np.concatenate([part.figures("adapted", CUTOFFS[0])[:, 0] for part in parts])
-        figures[f"{diversity:g}"] = np.stack([ndcg, variety(rows, texts.numpy())], 1)
-        coverage[f"{diversity:g}"] = len(np.unique(rows[rows >= 0])) / len(texts)
+        figures[f"{diversity:g}"] = np.stack([ndcg, list_metrics.variety(rows, texts)], 1)
+        coverage[f"{diversity:g}"] = list_metrics.coverage(rows, len(texts))
     first = [next(iter(half.values())) for half in halves]
     users, shots = (np.concatenate([getattr(m, n) for m in first]) for n in ("users", "shots"))
     return Judged(users, shots, np.zeros(len(users), bool), figures, coverage, {})
-
-
-def variety(rows: Array, texts: Array) -> Array:
-    """Mean over pairs of 1 - cosine [m] of full lists [m, k] of items with unit texts [N, T].
-
-    Intra-list diversity (Ziegler et al., "Improving Recommendation Lists Through Topic
-    Diversification", 2005).
-    """
-    k = rows.shape[1]
-    sums = texts[rows].sum(1)  # [m, T]
-    alike = (np.square(sums).sum(1) - k) / (k * (k - 1))
-    return np.asarray(1 - alike)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adapters import list_metrics
 from adapters.evaluate import Moments
 from benchmarks.learning import world
 from benchmarks.learning.goals import SetResult, Table
@@ -82,5 +83,4 @@ class Runs:
         return Judged(found.users, found.shots, new, figures, coverage, notes)
 
     def _coverage(self, rows: np.ndarray) -> float:
-        best = rows[:, : CUTOFFS[0]]
-        return len(np.unique(best[best >= 0])) / len(self._world.items)
+        return list_metrics.coverage(rows[:, : CUTOFFS[0]], len(self._world.items))

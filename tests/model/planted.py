@@ -94,3 +94,19 @@ def random_log(users: int, items: int, events: int, days: float, seed: int = 0) 
     return make_log(
         rng.integers(0, users, events), rows, np.zeros(events), np.ones(events), BEGIN + times
     )
+
+
+FAVOURITE = 3
+"""The item that `in_favour` plants."""
+
+
+def in_favour(log: Log, cut: float) -> Log:
+    """The same until `cut`; from then on everybody takes the favourite, again and again."""
+    late = log.times >= cut
+    return Log(
+        log.users,
+        np.where(late, FAVOURITE, log.items),
+        log.actions,
+        np.where(late, 5.0, log.values).astype(np.float32),
+        log.times,
+    )

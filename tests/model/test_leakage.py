@@ -20,12 +20,11 @@ from adapters.fit_history import History
 from adapters.positions import Sequences, relevant
 from adapters.types import Catalogue, Meta, ModelConfig
 from tests.model import planted
-from tests.model.planted import BEGIN, DAY
+from tests.model.planted import BEGIN, DAY, in_favour
 
 SIZE = 40
 HOUR = 3_600.0
 START = BEGIN + DAY
-FAVOURITE = 3
 SETTINGS = planted.config()
 SIMPLE: dict[str, Baseline] = {
     family.name: list(family.points.values())[-1]
@@ -51,18 +50,6 @@ def followed(log: Log) -> Log:
     more = (users, np.full(len(users), SIZE - 1), 0 * users, 0 * users + 1, 0 * users + START + 9e5)
     ours = (log.users, log.items, log.actions, log.values, log.times)
     return make_log(*(np.concatenate(pair) for pair in zip(ours, more, strict=True)))
-
-
-def in_favour(log: Log, cut: float) -> Log:
-    """The same until `cut`; from then on everybody takes the favourite, again and again."""
-    late = log.times >= cut
-    return Log(
-        log.users,
-        np.where(late, FAVOURITE, log.items),
-        log.actions,
-        np.where(late, 5.0, log.values).astype(np.float32),
-        log.times,
-    )
 
 
 def catalogue_of(log: Log, size: int = SIZE) -> Catalogue:

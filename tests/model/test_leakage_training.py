@@ -23,26 +23,13 @@ from stream.progress import Reporter
 from stream.testing_worker import LetterEncoder, item
 from stream.training import Cuts, Request, Text
 from tests.model import planted
-from tests.model.planted import BEGIN, DAY
+from tests.model.planted import BEGIN, DAY, in_favour
 
 CONFIG = ModelConfig(
     dim=16, text_dim=8, heads=2, key_dim=8, value_dim=8, actions=("click",), half_lives=(DAY,)
 )
 DRAW = Draw(batch=16, windows=(10, 20), long_window=30)
 ITEMS = 40
-FAVOURITE = 3
-
-
-def in_favour(log: Log, cut: float) -> Log:
-    """The same until `cut`; from then on everybody takes the favourite, again and again."""
-    late = log.times >= cut
-    return Log(
-        log.users,
-        np.where(late, FAVOURITE, log.items),
-        log.actions,
-        np.where(late, 5.0, log.values).astype(np.float32),
-        log.times,
-    )
 
 
 def same(one: Meta, other: Meta) -> bool:

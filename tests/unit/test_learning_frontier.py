@@ -45,14 +45,6 @@ def test_the_verdict_compares_the_default_with_the_chosen_point() -> None:
     assert frontier.verdicts([]) == []
 
 
-def test_variety_is_the_mean_distance_of_pairs() -> None:
-    """A list of one direction has none, right angles have 1."""
-    texts = np.eye(3)[[0, 0, 1, 2]]
-    found = frontier.variety(np.array([[0, 1], [0, 2], [2, 3]]), texts)
-    assert found.tolist() == [0.0, 1.0, 1.0]
-    assert frontier.variety(np.array([[0, 1, 2]]), texts)[0] == pytest.approx(2 / 3)
-
-
 def test_points_are_means_over_users_relative_to_no_diversity() -> None:
     """Every user counts once, and changes are relative to the first point."""
     users = np.array([0, 0, 1])
