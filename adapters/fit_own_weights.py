@@ -24,8 +24,8 @@ from adapters.own_weights import KAPPA, KEEP, RATE, USUAL, VARIANCE, Evidence
 from adapters.signals import Ints
 from adapters.types import Meta
 
-RATES = (0.01, 0.02, 0.04, 0.08)
-KEEPS = (0.95, 0.99)
+RATES = (0.005, 0.01, 0.02, 0.05, 0.15)
+KEEPS = (0.98, 1.0)
 KAPPAS = (4.0, 16.0)
 """The grid."""
 

@@ -3,13 +3,15 @@
 `UserView.delta` is added to the weights that users share. What a user takes is compared with what
 the scores before it led one to expect,
 
-    delta <- keep delta + rate n / (n + kappa) (phi(x) - E_p phi - usual) / variance
+    delta <- keep delta + rate n / (n + kappa) (phi(x) - E_p phi - usual) / variance,
 
 with phi(x) the experts' numbers of the item x that was taken, p the softmax of the scores over the
 catalogue, n the user's shots before x. E_p is estimated from a few items, sampled by popularity and
 weighted by importance, the same for all users of a bucket. `usual` is the mean of the difference
 over users: shared weights are fitted for another loss, and what it leaves over is nobody's own.
-The gate keeps the first events, which prove little, from moving anything.
+The gate keeps the first events, which prove little, from moving much. A step is taken where x could
+have been ranked and fewer items than there are candidates are estimated to score higher: what is
+far from every list would pull at weights that put lists in order.
 
 It is one step of a user's inner loop (as in MAML: Finn, Abbeel, Levine, 2017) on the weights of a
 log-linear model. Letters in shape comments: n users, m sampled items, E experts, F numbers that a
@@ -55,7 +57,7 @@ class Evidence:
     values: Tensor  # [n, 1 + m, F]
     log_scale: Tensor  # [n, 1 + m], -inf = left out
     weights: Tensor  # [n, F] of the scores, without the users' own
-    good: Tensor  # [n] bool: the item could have been ranked, and is not the user's first
+    good: Tensor  # [n] bool: a step is taken
     shots: Tensor  # [n]
 
     def part(self, users: Tensor) -> Evidence:
@@ -141,14 +143,12 @@ def _evidence(
     again = functional.pad(drawn.rows == taken[:, None], (1, 0))
     scale = scale.masked_fill(again | ~allowed, -torch.inf)
     scale[:, 0] = 0.0
-    names = ranking.names(meta)
-    return Evidence(
-        values=ranking.all_values(meta, prepared, view, rows)[..., : len(names)],
-        log_scale=scale,
-        weights=_weights(meta, prepared, view),
-        good=(taken >= 0) & allowed[:, 0] & (view.shots > 0),
-        shots=view.shots,
-    )
+    values = ranking.all_values(meta, prepared, view, rows)[..., : len(ranking.names(meta))]
+    weights = _weights(meta, prepared, view)
+    scores = torch.bmm(values, weights[..., None])[..., 0]
+    above = ((scores[:, 1:] > scores[:, :1]) * scale[:, 1:].exp()).sum(1)
+    good = (taken >= 0) & allowed[:, 0] & (view.shots > 0) & (above < rerank.CANDIDATES)
+    return Evidence(values, scale, weights, good, view.shots)
 
 
 def _allowed(prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
