@@ -188,3 +188,16 @@ def test_where_steps_do_not_pay_they_are_off() -> None:
     assert not [name for name in other.tensors if name.startswith("delta.")]
     for name, tensor in other.tensors.items():
         assert torch.equal(one[name], tensor)
+
+
+def test_what_comes_later_is_not_known(fitted: tuple[Meta, Log, Catalogue, Prior]) -> None:
+    """Own weights at earlier events stay as they are when the log goes on."""
+    meta, log, items, prior = fitted
+    early = log.select(log.times < BEGIN + 5 * DAY)
+    events = np.arange(len(early) - 60, len(early))
+    one, other = (
+        own_walk.at_events(meta, Sequences.of(part), events, items, prior, mask_seen=True)
+        for part in (early, log)
+    )
+    assert float(one.abs().mean()) > 0.05
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
