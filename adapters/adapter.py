@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adapters import fast_weight, gru, maml, sasrec, sasrec_cached
+from adapters import fast_weight, gru, maml, own_weights, sasrec, sasrec_cached
 from adapters.types import Block, Field, Meta, ModelConfig, State
 
 __all__ = [
@@ -165,7 +165,8 @@ def steps_off(meta: Meta) -> Meta:
     The kinds `gru`, `sasrec` and `sasrec_cached` have no inner steps and stay as they are.
     """
     zero = torch.zeros_like(meta["step_scale"])
-    return Meta(config=meta.config, tensors={**meta.tensors, "step_scale": zero})
+    still = Meta(config=meta.config, tensors={**meta.tensors, "step_scale": zero})
+    return own_weights.off(still)
 
 
 def _kind(config: ModelConfig) -> Kind:

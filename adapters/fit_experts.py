@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import evaluate, experts, features, fit_rerank, ranking, rerank
+from adapters import evaluate, experts, features, fit_own_weights, fit_rerank, ranking, rerank
 from adapters.episodes import Log
 from adapters.experts import Prior
 from adapters.fit_history import DEFAULTS, FitOptions, History, per_user
@@ -91,6 +91,8 @@ def fit(
         more, useful = _zero_shot(tried, history, chosen[:count], profiled=True)
         scores, best = {**scores, **more}, tried["told" if useful else "untold"]
     looked = fit_rerank.fit(best, history, chosen)
+    if meta.config.user_delta:
+        looked = fit_own_weights.fit(looked, history, chosen[count:], chosen[:count])
     return Fitted(looked, len(sample.shots), loss, default, scores, ahead)
 
 

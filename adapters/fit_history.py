@@ -70,7 +70,7 @@ class History:
 
         With `fresh` only the users' first events count.
         """
-        events, wanted = self._positions(users, fresh)
+        events, wanted = self.positions(users, fresh=fresh)
         if not len(events):
             return
         log, options = self.seq.log, self.options
@@ -84,7 +84,7 @@ class History:
             view = arrivals.hide_unborn(view, step.prepared, step.shared.now, asked)
             yield step, view, torch.from_numpy(wanted[step.inside]), torch.from_numpy(log.users[at])
 
-    def _positions(self, users: Ints, fresh: bool) -> tuple[Ints, Ints]:
+    def positions(self, users: Ints, *, fresh: bool) -> tuple[Ints, Ints]:
         """Places in the log with something relevant after them, and the relevant items.
 
         Events of a user at one time are one request, as in evaluation: no lists between them.

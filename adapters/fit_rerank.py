@@ -44,7 +44,7 @@ class Looks(NamedTuple):
 def fit(meta: Meta, history: History, users: Ints) -> Meta:
     """The model with weights of the second look; as it was where no candidate was ever relevant."""
     with torch.no_grad():
-        parts = [_look(meta, *found) for found in history.walk(meta, users)]
+        parts = [look(meta, *found) for found in history.walk(meta, users)]
     if not parts or not any(bool(part.hits.any()) for part in parts):
         return meta
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -75,7 +75,8 @@ def loss(weights: Tensor, looks: Looks, importance: Tensor) -> Tensor:
     return (each * importance).sum() / importance.sum()
 
 
-def _look(meta: Meta, step: Step, view: UserView, wanted: Tensor, users: Tensor) -> Looks:
+def look(meta: Meta, step: Step, view: UserView, wanted: Tensor, users: Tensor) -> Looks:
+    """The candidates of n users, what is `wanted` [n, horizon] of them, and who they are [n]."""
     prepared = step.prepared
     best = ranking.rank_prepared(meta, prepared, view, rerank.CANDIDATES).items
     rows = best.clamp(min=0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import adapter, arrivals, baselines, experts, ranking, rerank
+from adapters import adapter, arrivals, baselines, experts, own_walk, own_weights, ranking, rerank
 from adapters.baselines import BASELINES, HISTORY, Baseline, Crowd
 from adapters.ease import Ease
 from adapters.episodes import Log
@@ -23,6 +23,9 @@ from adapters.walking import AT_ONCE, Delays, Step, arranged, walk
 STILL = "steps off"
 """The model with inner steps of size zero; what ends in it is such a form of another variant."""
 
+SHARED = "own weights off"
+"""The model with the weights that all users share."""
+
 MODELS = (
     "adapted",
     STILL,
@@ -30,6 +33,7 @@ MODELS = (
     "encoder only",
     f"encoder only, {STILL}",
     "mix alone",
+    SHARED,
 )
 """Variants of the model itself.
 
@@ -80,9 +84,7 @@ def variant_meta(meta: Meta, variant: str) -> Meta:
     if variant == "mix alone":
         return rerank.without(meta)
     variant = variant.removesuffix(f", {STILL}")
-    encoder = torch.zeros(len(experts.names(meta.config)), device=meta["expert_weight"].device)
-    encoder[0] = 1.0
-    keep = {"experts only": 1 - encoder, "encoder only": encoder}.get(variant)
+    keep = _kept(meta, variant)
     if keep is None:
         return meta
     changed = {
@@ -92,7 +94,16 @@ def variant_meta(meta: Meta, variant: str) -> Meta:
     if experts.TOLD in meta.tensors:
         changed[experts.TOLD] = meta[experts.TOLD] * keep
     kept = replace(meta, tensors={**meta.tensors, **changed})
-    return rerank.without(kept) if variant == "encoder only" else rerank.keeping(kept, keep)
+    if variant == "encoder only":
+        return own_weights.off(rerank.without(kept))
+    return rerank.keeping(kept, keep)
+
+
+def _kept(meta: Meta, variant: str) -> Tensor | None:
+    """1 for each expert [E] that a variant keeps, 0 for the others; None = all are kept."""
+    encoder = torch.zeros(len(experts.names(meta.config)), device=meta["expert_weight"].device)
+    encoder[0] = 1.0
+    return {"experts only": 1 - encoder, "encoder only": encoder}.get(variant)
 
 
 def rank_all(
@@ -112,6 +123,9 @@ def rank_all(
     out = {v: np.full((len(events), options.k), -1, np.int64) for v in options.names}
     size = len(experts.names(meta.config))
     alike = list(_alike(meta, options))
+    own_weights_at = own_walk.at_events(
+        meta, seq, events, catalogue, prior, options.mask_seen, options.moment, delays
+    )
     for step in walk(meta, seq, events, catalogue, prior, delays, groups):
         part = step.inside
         view = views(meta, seq, events[part], options.moment, options.mask_seen, size, delays.label)
@@ -120,7 +134,8 @@ def rank_all(
         for variant, rows in _simple(step, seq, events[part], view, options):
             out[variant][order[part]] = rows
         for model, diversity, same in alike:
-            own = _side_by_side(view, [interests[variant][part] for variant in same])
+            deltas = [_delta(meta, variant, own_weights_at[part]) for variant in same]
+            own = _side_by_side(view, [interests[variant][part] for variant in same], deltas)
             ranked = ranking.rank_prepared(model, step.prepared, own, options.k, diversity)
             parts = ranked.items.numpy().reshape(len(same), -1, options.k)
             for variant, rows in zip(same, parts, strict=True):
@@ -147,7 +162,7 @@ def _alike(meta: Meta, options: Options) -> Iterator[tuple[Meta, float, list[str
     """Variants of the model that rank with the very same weights and diversity, together."""
     groups: dict[str, list[str]] = {}
     for name in (v for v in (*MODELS, REBUILT) if v in options.variants):
-        whole = name in ("adapted", STILL, REBUILT)
+        whole = name in ("adapted", STILL, REBUILT, SHARED)
         groups.setdefault("adapted" if whole else name.removesuffix(f", {STILL}"), []).append(name)
     for kind, names in groups.items():
         yield variant_meta(meta, kind), options.diversity, names
@@ -155,11 +170,19 @@ def _alike(meta: Meta, options: Options) -> Iterator[tuple[Meta, float, list[str
         yield meta, diversity, [diversified(diversity)]
 
 
-def _side_by_side(view: UserView, interests: list[Tensor]) -> UserView:
-    """The same n users once for each of the interests [n, K, d]."""
+def _delta(meta: Meta, variant: str, own: Tensor) -> Tensor:
+    """What a variant keeps of users' own weights [n, E]: they are inner steps of experts."""
+    if variant == SHARED or variant.endswith(STILL):
+        return torch.zeros_like(own)
+    keep = _kept(meta, variant)
+    return own if keep is None else own * keep
+
+
+def _side_by_side(view: UserView, interests: list[Tensor], deltas: list[Tensor]) -> UserView:
+    """The same n users once for each of the interests [n, K, d] and own weights [n, E]."""
     users = torch.arange(len(view.shots)).repeat(len(interests))
-    own = replace(view, interests=interests[0])
-    return replace(ranking.select(own, users), interests=torch.cat(interests))
+    own = ranking.select(replace(view, interests=interests[0]), users)
+    return replace(own, interests=torch.cat(interests), delta=torch.cat(deltas))
 
 
 def _interests(

@@ -199,6 +199,7 @@ class Learning(Section):
     first_order: bool = Field(False, description="no gradient through what a step has learned")
     decay: bool = Field(True, description="off: no pull back to the shared start")
     experts: bool = Field(True, description="off: lists by the adapter's score alone")
+    user_delta: bool = Field(False, description="users have expert weights of their own, too")
     item_features: Literal["all", "text", "id"] = Field(
         "all", description="`text`: no id embedding; `id`: neither text nor attributes"
     )

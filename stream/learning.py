@@ -12,7 +12,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from adapters import adapter
+from adapters import adapter, own_weights
 from adapters.signals import previous_items
 from adapters.types import State
 from stream import showing, user_state
@@ -21,6 +21,7 @@ from stream.item_encoder import attribute_buckets
 from stream.message_types import Forget, Interaction, User
 from stream.message_types import Ranking as Shown
 from stream.messages import DecodedBatch, evidence_of
+from stream.own_steps import OwnWeights
 from stream.ports import PartitionStore
 from stream.rounds import Round, rounds
 from stream.serving import MILLISECONDS, Serving
@@ -76,6 +77,8 @@ class Learner:
         self._settings = settings
         self._serving = serving
         self._layout = Layout.of(serving.meta.config)
+        own = own_weights.active(serving.meta)
+        self._own = OwnWeights(settings, serving) if own else None
         self._model = xxhash.xxh3_64_intdigest(serving.version.encode())
         known = {name: i for i, name in enumerate(serving.meta.config.actions)}
         names = list(settings.messages.actions)
@@ -223,11 +226,13 @@ class Learner:
         block = self._arranged(users, events, part, before)
         rows = self._serving.rows(block)
         self._observe(users, part, block, rows, before)
-        state = self._step(users, before, block, rows)
+        state = self._state(before)
         repeats = not self._settings.ranking.exclude_seen
         after = user_state.fold_events(before, block, repeats=repeats)
         learned = block.mask.any(1)
-        done = self._layout.set_adapter(after, state)
+        done = self._layout.set_adapter(after, self._step(users, state, block, rows))
+        if self._own is not None:
+            self._own.step(done, before, state, block, rows)
         done["model"] = self._model  # or else the user's next round would rebuild it
         put(users.records, part.users[learned], picked(done, np.flatnonzero(learned)))
         places = np.where(block.mask, events.place[part.events], -1).max(1)
@@ -252,9 +257,8 @@ class Learner:
             mask &= ~many
         return Events(**columns, mask=mask)
 
-    def _step(self, users: Users, before: Records, block: Events, rows: Ints) -> State:
+    def _step(self, users: Users, state: State, block: Events, rows: Ints) -> State:
         meta = self._serving.meta
-        state = self._state(before)
         tensors = self._serving.block(block, rows)
         vectors = self._serving.table.catalogue().vectors
         new = adapter.advance(meta, state, tensors, vectors)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adapters import own_weights
 from adapters.signals import NeighbourDelta, Pairs
 from stream import log
 from stream.config import Settings
@@ -110,6 +111,7 @@ class Pipeline:
         with self.stage("load"):
             users, owner = self._learner.load(batch, stores)
         with self.stage("step"):
+            self._open(batch, outcome)
             self._learner.learn(batch, users, owner)
         with self.stage("signals"):
             self._share(batch, users, outcome)
@@ -167,6 +169,15 @@ class Pipeline:
             partition = batch.records[place].partition
             outcome.newest[partition] = max(outcome.newest.get(partition, 0), event.timestamp)
 
+    def _open(self, batch: DecodedBatch, outcome: Outcome) -> None:
+        """Where own weights step: open the bucket of the oldest event, in whose light they do."""
+        if not own_weights.active(self._serving.meta):
+            return
+        oldest = min((event.timestamp for event in batch.accepted), default=0) / MILLISECONDS
+        folded = self._serving.advance(oldest, list(self._stores))
+        for partition, delta in folded.items():
+            self._write(partition, np.zeros(0, np.int64), delta, outcome)
+
     def _share(self, batch: DecodedBatch, users: Users, outcome: Outcome) -> None:
         """Move event time on; write counters, and neighbours where a bucket closed."""
         newest = max(outcome.newest.values(), default=0) / MILLISECONDS
@@ -174,18 +185,19 @@ class Pipeline:
         outcome.steps, outcome.refused = users.steps, users.refused
         outcome.skipped[Skip.DUPLICATE] += users.duplicates
         outcome.skipped[Skip.TOO_MANY] += users.too_many
-        topic = self._settings.kafka.topic("signals")
         for partition in users.touched.keys() | folded.keys():
-            rows = users.touched.get(partition, [])
-            puts = self._signal_puts(partition, rows, folded.get(partition))
-            outcome.puts[partition] += puts
-            outcome.messages += [Message(topic, partition, put.key, put.value) for put in puts]
+            rows = [np.zeros(0, np.int64), *users.touched.get(partition, [])]
+            touched = np.unique(np.concatenate(rows))
+            self._write(partition, touched, folded.get(partition), outcome)
 
-    def _signal_puts(
-        self, partition: int, rows: list[Ints], folded: NeighbourDelta | None
-    ) -> list[Put]:
-        touched = np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
-        return self._signal_log.puts(self._serving.signals_of(partition), touched, folded)
+    def _write(
+        self, partition: int, rows: Ints, folded: NeighbourDelta | None, outcome: Outcome
+    ) -> None:
+        """The counters of `rows` [r] and the neighbours of a fold, to the changelog and store."""
+        topic = self._settings.kafka.topic("signals")
+        puts = self._signal_log.puts(self._serving.signals_of(partition), rows, folded)
+        outcome.puts[partition] += puts
+        outcome.messages += [Message(topic, partition, put.key, put.value) for put in puts]
 
     def _publish(self, batch: DecodedBatch, users: Users, outcome: Outcome) -> None:
         """One list for each user with an event that was learned from; nulls for the forgotten."""

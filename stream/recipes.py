@@ -23,6 +23,7 @@ def model_config(learning: config.Learning, actions: tuple[str, ...]) -> ModelCo
         interests=learning.interests,
         first_order=learning.first_order,
         decay=learning.decay,
+        user_delta=learning.user_delta and learning.inner_loop and learning.experts,
         actions=actions,
     )
 

@@ -10,7 +10,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters import adapter, profiles, ranking
+from adapters import adapter, ranking
 from adapters.adapter import chosen
 from adapters.types import State, Support, UserView
 from stream import user_state
@@ -19,6 +19,7 @@ from stream.message_checks import COLD_KEY
 from stream.message_encoding import Cause, encode_recommendations
 from stream.serving import Serving
 from stream.user_state import Layout, Records
+from stream.viewing import Viewer
 
 Ints = NDArray[np.int64]
 
@@ -29,6 +30,7 @@ class Recommender:
     def __init__(self, settings: Settings, serving: Serving, clock: Callable[[], float]) -> None:
         self._settings = settings.ranking
         self._serving = serving
+        self._viewer = Viewer(settings.ranking, serving)
         self._clock = clock
         self._layout = Layout.of(serving.meta.config)
 
@@ -70,27 +72,7 @@ class Recommender:
 
     def view(self, records: Records, control: NDArray[np.bool_] | None = None) -> UserView:
         """What ranking knows of these users; `control` [n] are ranked without adaptation."""
-        serving = self._serving
-        interests = adapter.read(serving.meta, self._state(records))
-        support = records["support"]
-        width = max(1, int((support["item"] != 0).sum(1).max(initial=0)))
-        rows = serving.table.rows_of(support["item"][:, :width])
-        view = UserView(
-            interests=interests,
-            shots=self._tensor(records["shots"].astype(np.int64)),
-            support=Support(
-                items=self._tensor(rows),
-                values=self._tensor(support["value"][:, :width].copy()),
-                times=self._tensor(support["time"][:, :width] / 1000.0),
-            ),
-            seen=self._tensor(self._seen(records, rows)),
-            shown=self._tensor(
-                _at_least_one(serving.table.rows_of_low(user_state.shown_hashes(records)))
-            ),
-            delta=self._tensor(records["delta"].copy()),
-            told=self._told(records),
-            repeats=not self._settings.exclude_seen,
-        )
+        view = self._viewer.view(records, adapter.read(self._serving.meta, self._state(records)))
         return view if control is None or not control.any() else self._unadapted(view, control)
 
     def _state(self, records: Records) -> State:
@@ -100,23 +82,7 @@ class Recommender:
         if has.all():
             return state
         start = self._serving.start(user_state.profile_buckets(records, ~has))
-        return chosen(self._tensor(has), state, start)
-
-    def _told(self, records: Records) -> Tensor:
-        """Users [n] bool without events whose profile says something to the model."""
-        told = user_state.profile_buckets(records, records["shots"] == 0)
-        return profiles.known(self._serving.meta, self._tensor(told))
-
-    def _seen(self, records: Records, support_rows: Ints) -> Ints:
-        """Rows [n, L] of items the users acted on, newest first, -1 = none.
-
-        In any way, liked or not, where they are not ranked again; else those that were liked.
-        """
-        older = self._serving.table.rows_of_low(user_state.older_seen(records))
-        if not self._settings.exclude_seen:
-            values = records["support"]["value"][:, : support_rows.shape[1]]
-            support_rows = np.where(values > 0, support_rows, -1)
-        return np.concatenate([support_rows, older], axis=1)
+        return chosen(self._viewer.tensor(has), state, start)
 
     def control(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """Users [n] whose lists are made without adaptation, always the same ones."""
@@ -128,7 +94,7 @@ class Recommender:
 
     def _unadapted(self, view: UserView, control: NDArray[np.bool_]) -> UserView:
         """The view with nothing known of the control users but what they have seen."""
-        mask = self._tensor(control)
+        mask = self._viewer.tensor(control)
         start = adapter.read(self._serving.meta, adapter.init(self._serving.meta, 1))
         return UserView(
             interests=torch.where(mask[:, None, None], start, view.interests),
@@ -144,9 +110,6 @@ class Recommender:
             told=None if view.told is None else view.told & ~mask,
             repeats=view.repeats,
         )
-
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._serving.device)
 
     def _encode(
         self,
@@ -172,8 +135,3 @@ class Recommender:
             expires_at=now + int(self._settings.expires_hours * 3_600_000),
             caused_by=causes,
         )
-
-
-def _at_least_one(rows: Ints) -> Ints:
-    """The same with a column of "none" where there is no column."""
-    return rows if rows.shape[1] else np.full((len(rows), 1), -1)

@@ -92,24 +92,24 @@ class Serving:
         Events from before the end of training are in the prior already.
         """
         own = self.signals_of(partition)
-        new = times >= self._prior.time
+        new = self.streamed(times)
         delta = signals.observe(own, rows[new], values[new], times[new], previous[new])
         own.apply(delta)
         return delta
 
     def advance(self, now: float, owned: Sequence[int]) -> dict[int, NeighbourDelta]:
         """Move event time on; when a bucket closes, the new neighbours of owned partitions."""
-        opened = self._open
+        opened = self.opened
         self.now = max(self.now, now)
-        if self._open == opened:
+        if self.opened == opened:
             return {}
-        folded = {p: signals.fold_neighbours(self.signals_of(p), self._open) for p in owned}
+        folded = {p: signals.fold_neighbours(self.signals_of(p), self.opened) for p in owned}
         for partition, delta in folded.items():
             self.signals[partition].apply_neighbours(delta)
         return {p: delta for p, delta in folded.items() if len(delta.rows)}
 
     @property
-    def _open(self) -> float:
+    def opened(self) -> float:
         """Start of the bucket that `now` lies in."""
         return float(signals.bucket_start(np.array([self.now]), self.meta.config.bucket)[0])
 
@@ -117,12 +117,16 @@ class Serving:
 
     def prepared(self) -> Prepared:
         """The item side as of the last closed bucket; made anew when the bucket or an item did."""
-        key = (self._open, self.table.version)
+        key = (self.opened, self.table.version)
         if self._prepared is None or key != self._prepared_for:
             parts = [self.signals_of(p) for p in sorted(self.signals)] or [self.signals_of(0)]
-            shared = self._snapshotter.snapshot(parts, self._prior, self._open)
+            shared = self._snapshotter.snapshot(parts, self._prior, self.opened)
             self._prepared = ranking.prepare(
                 self.meta.config, self.table.catalogue(), shared, self._prepared
             )
             self._prepared_for = key
         return self._prepared
+
+    def streamed(self, times: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which events at these times (unix seconds) are no part of the prior."""
+        return np.asarray(times >= self._prior.time)

@@ -38,6 +38,11 @@ ROWS = (
     Row("no decay", {"learning.decay": False}),
     Row("text only", {"learning.item_features": "text"}),
     Row("id only", {"learning.item_features": "id"}, judged=True),
+    Row(
+        "own expert weights",
+        {"learning.user_delta": True},
+        variants=("adapted", "own weights off", "steps off"),
+    ),
     Row("4 interests", {"learning.interests": 4}),
     Row("no L_few", {"learning.few_weight": 0.0}),
     Row("L_few x 2", {"learning.few_weight": 1.0}),

@@ -7,7 +7,7 @@ items may change places where their scores are that close.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import orjson
 import pytest
 import torch
 
-from adapters import evaluate, experts, ranking
+from adapters import evaluate, experts, fit_own_weights, own_walk, ranking
 from adapters.episodes import Log
 from adapters.evaluate import Options
 from adapters.positions import Sequences, interests_at, profiled, views
@@ -27,6 +27,7 @@ from stream.config import Settings
 from stream.datasets import to_log
 from stream.message_types import Event, Field, Interaction, Ranking, User
 from stream.testing_worker import NOW, MemoryWorld, item, untrained_model
+from stream.user_state import Layout, user_key
 
 THEMES = ("Haunted House Night", "Merry Wedding Party", "Starship Galaxy Wars", "Old Desert Gun")
 FILMS = [
@@ -108,6 +109,28 @@ def profiles() -> list[Event]:
     ]
 
 
+def own_model() -> tuple[Meta, Items]:
+    """The model with users' own weights, which move a lot."""
+    meta, known = model()
+    size = len(experts.names(meta.config))
+    steps = fit_own_weights.with_steps(
+        meta, (0.2, 0.95, 2.0), torch.linspace(-0.01, 0.01, size), torch.full((size,), 0.1)
+    )
+    return replace(steps, config=replace(meta.config, user_delta=True)), known
+
+
+def one_each(events: list[Event]) -> Iterator[list[Event]]:
+    """Parts of the log in which nobody occurs twice, within an hour."""
+    for part in _by_hour(events).values():
+        batch: list[Event] = []
+        for event in part:
+            if event.user in {other.user for other in batch}:
+                yield batch
+                batch = []
+            batch.append(event)
+        yield batch
+
+
 def batches(events: list[Event], *, across: bool) -> Iterator[list[Event]]:
     """Parts of the log; with `across` they do not care where an hour ends."""
     hours = {0: events} if across else _by_hour(events)
@@ -177,10 +200,17 @@ def both(request: pytest.FixtureRequest) -> Both:
     who was shown something later in the batch; they are left out.
     """
     diversity, across = request.param
-    world = MemoryWorld(FILMS, partitions=2, settings=settings(diversity), model=model())
+    return compared(diversity, model(), batches(traffic(), across=across), traffic())
+
+
+def compared(
+    diversity: float, served: tuple[Meta, Items], parts: Iterable[list[Event]], events: list[Event]
+) -> Both:
+    """The log `events` in these parts through a worker with this model, and as columns."""
+    world = MemoryWorld(FILMS, partitions=2, settings=settings(diversity), model=served)
     world.run()
-    events, due = traffic(), set()
-    for batch in batches(events, across=across):
+    due = set()
+    for batch in parts:
         world.clock = batch[-1].timestamp / 1000
         for event in batch:
             world.send(event)
@@ -279,3 +309,31 @@ def test_the_list_that_answers_a_profile_is_that_of_evaluation(both: Both) -> No
     published = np.array([both.rows(answered[n]) for n in early.tolist()])
     assert (published == lists).mean() > 0.95
     assert len(np.unique(lists, axis=0)) > 1
+
+
+def test_own_weights_are_those_of_evaluation() -> None:
+    """With one event of a user in a batch, lists and records are those that evaluation finds."""
+    served = own_model()
+    events = [event for event in traffic() if hour(event) < hour(traffic()[0]) + 3]
+    both = compared(0.0, served, one_each(events), events)
+    published = np.array([both.rows(found) for found in both.published])
+    assert len(published) > 180
+    assert (published == both.evaluated()).mean() > 0.99
+    assert (published == both.evaluated(variants=("own weights off",))).mean() < 0.9
+    names = list(dict.fromkeys(e.user for e in events if isinstance(e, Interaction)))
+    last = np.array([np.flatnonzero(both.log.users == user)[-1] for user in range(len(names))])
+    places, catalogue = np.sort(last), both.world.serving.table.catalogue()
+    expected = own_walk.at_events(
+        served[0],
+        Sequences.of(both.log),
+        places,
+        catalogue,
+        served[1].prior,
+        mask_seen=True,
+        moment="published",
+    )
+    kept = {k: v for store in both.world.stores.values() for k, v in store.records.items()}
+    layout = Layout.of(served[0].config)
+    records = layout.decode([kept[user_key(names[n].encode())] for n in both.log.users[places]])
+    assert float(expected.abs().mean()) > 0.1
+    np.testing.assert_allclose(records["delta"], expected.numpy(), atol=CLOSE)
