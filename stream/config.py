@@ -39,7 +39,7 @@ class Topics(Section):
     recommendations: str = Field("recommendations", description="the lists")
     state: str = Field("state", description="changelog of user records")
     signals: str = Field("signals", description="item counters and neighbours")
-    models: str = Field("models", description="manifests of model bundles")
+    models: str = Field("models", description="which model bundle serves")
     dead_letters: str = Field("dead-letters", description="what could not be used")
 
 

@@ -16,7 +16,16 @@ from stream.message_types import Event, Item
 from stream.ports import Record
 
 SCHEMA_VERSION = 1
-SCHEMAS = ("interaction", "ranking", "user", "forget", "item", "recommendation", "dead_letter")
+SCHEMAS = (
+    "interaction",
+    "ranking",
+    "user",
+    "forget",
+    "item",
+    "recommendation",
+    "model",
+    "dead_letter",
+)
 _SCORE_DIGITS = 5
 _LARGEST_SCORE = 3.4e38  # of float32, about
 _MOST_HEADERS = 1_000  # each takes nine bytes more here than it took there
