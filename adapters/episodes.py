@@ -136,6 +136,7 @@ class Histories:
     starts: np.ndarray  # [U + 1] first event of each user
     user: np.ndarray  # [m] which user, 0 to U - 1, an event belongs to
     target: np.ndarray  # [m + 1] row of the next positive at this event or later, -1 = none
+    positives: np.ndarray  # [q] places of the events that can be targets, in order
     profiles: np.ndarray | None = None  # [U, P] attributes of each user's profile, -1 = none
 
 
@@ -148,6 +149,7 @@ class Draw:
     long_window: int = 200
     long_share: float = 0.1  # of the batches
     places: int = 10  # predictions an episode
+    horizon: int = 1  # a target is drawn evenly from so many next positives
     half_life: float | None = None  # seconds: how much rarer old events are drawn; None = equally
     seen: int = 512  # events a user whose items are masked
     repeat: bool = False  # whether a seen item may be the next one
@@ -183,6 +185,7 @@ def group(log: Log, *, repeat: bool = False) -> Histories:
         starts=np.append(starts, len(log)).astype(np.int64),
         user=user,
         target=_next_positive(items, user, positive),
+        positives=np.flatnonzero(positive),
         profiles=at_start(log.profiles, log.users, log.times),
     )
 
@@ -224,7 +227,7 @@ def episodes(
 ) -> Episodes:
     """The windows [begin, begin + length) of the grouped events; both [n] int64."""
     first = histories.starts[histories.user[begin]]
-    places, targets = _choose_places(histories, begin, length, begin == first, draw.places, rng)
+    places, targets = _choose_places(histories, begin, length, begin == first, draw, rng)
     split = rng.integers(0, length + 1)[:, None]  # support before, query from here on
     seen, seen_from = _seen(histories, begin, length, first, 0 if draw.repeat else draw.seen)
     coming = np.where(places >= 0, begin[:, None] + places, 0)
@@ -260,18 +263,35 @@ def _choose_places(
     begin: np.ndarray,
     length: np.ndarray,
     fresh: np.ndarray,
-    size: int,
+    draw: Draw,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Random places with a target, and the targets: both [n, size], -1 = none."""
+    """Random places with a target, and the targets: both [n, draw.places], -1 = none."""
     place = np.arange(int(length.max(initial=0)) + 1)
     inside = (place <= length[:, None]) & (fresh[:, None] | (place > 0))
     index = np.where(inside, begin[:, None] + place, len(histories.user))
     owner = np.append(histories.user, -1)[index] == histories.user[begin][:, None]
     target = np.where(inside & owner, histories.target[index], -1)
-    order = np.argsort(rng.random(target.shape) + (target < 0), axis=1)[:, :size]
+    order = np.argsort(rng.random(target.shape) + (target < 0), axis=1)[:, : draw.places]
     targets = np.take_along_axis(target, order, axis=1)
+    if draw.horizon > 1:
+        at = np.where(targets >= 0, np.take_along_axis(index, order, axis=1), 0)
+        targets = np.where(targets >= 0, _later(histories, at, draw.horizon, rng), -1)
     return np.where(targets >= 0, order, -1), targets
+
+
+def _later(
+    histories: Histories, at: np.ndarray, horizon: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Row of one of the user's next `horizon` positives at the events `at` [n, P] or later.
+
+    One of them drawn evenly stands for all: in expectation the loss is that of soft labels.
+    """
+    last = histories.starts[histories.user[at] + 1]
+    first, end = (np.searchsorted(histories.positives, x) for x in (at, last))
+    drawn = first + (rng.random(at.shape) * np.minimum(end - first, horizon)).astype(np.int64)
+    places = histories.positives[np.minimum(drawn, len(histories.positives) - 1)]
+    return np.asarray(histories.items[places])
 
 
 def _seen(

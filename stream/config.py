@@ -203,6 +203,9 @@ class Learning(Section):
     item_features: Literal["all", "text", "id"] = Field(
         "all", description="`text`: no id embedding; `id`: neither text nor attributes"
     )
+    horizon: int = Field(
+        1, ge=1, le=50, description="a prediction is about one of so many next positives"
+    )
     few_weight: float = Field(0.5, ge=0, le=10, description="weight of the support part's loss")
     diversity_weight: float = Field(
         0.0, ge=0, le=100, description="weight of a loss on lists of items alike"

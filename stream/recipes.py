@@ -42,5 +42,10 @@ def recipe(settings: config.Settings) -> Recipe:
         diversity_weight=learning.diversity_weight,
         inner_loop=learning.inner_loop,
         silent=_SILENT[learning.item_features],
-        draw=replace(usual.draw, batch=learning.batch, repeat=not settings.ranking.exclude_seen),
+        draw=replace(
+            usual.draw,
+            batch=learning.batch,
+            horizon=learning.horizon,
+            repeat=not settings.ranking.exclude_seen,
+        ),
     )

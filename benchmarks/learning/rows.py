@@ -44,6 +44,7 @@ ROWS = (
         variants=("adapted", "own weights off", "steps off"),
     ),
     Row("4 interests", {"learning.interests": 4}),
+    Row("next 10 as targets", {"learning.horizon": 10}),
     Row("no L_few", {"learning.few_weight": 0.0}),
     Row("L_few x 2", {"learning.few_weight": 1.0}),
     Row("variety in the loss", {"learning.diversity_weight": 5.0}),

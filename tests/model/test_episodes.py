@@ -93,11 +93,11 @@ def brute_force(log: Log, user: int) -> list[tuple[int, float]]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_episodes_hold_what_the_log_says(random_log: Log, seed: int) -> None:
-    """Windows are runs of one history; targets come later and are unseen; seen is all before."""
+@pytest.mark.parametrize(("seed", "horizon"), [(0, 1), (1, 1), (2, 1), (3, 4)])
+def test_episodes_hold_what_the_log_says(random_log: Log, seed: int, horizon: int) -> None:
+    """Windows are runs of one history; targets come next and are unseen; seen is all before."""
     h, rng = episodes.group(random_log), np.random.default_rng(seed)
-    draw = Draw(batch=32, long_share=0.3)
+    draw = Draw(batch=32, long_share=0.3, horizon=horizon)
     batch = episodes.sample(h, draw, episodes.anchors(h, draw), rng)
     users = np.unique(random_log.users)
     chances = {
@@ -115,11 +115,32 @@ def test_episodes_hold_what_the_log_says(random_log: Log, seed: int) -> None:
                 continue
             assert place > 0 or begin == 0
             before = [i for i, _ in history[: begin + place]]
-            later = [i for i, v in history[begin + place :] if v > 0 and i >= 0 and i not in before]
-            assert target in later
-            assert target not in before
+            assert target in _next_new(history, begin + place)[:horizon]
             masked = batch.seen[row][(batch.seen_from[row] <= place) & (batch.seen[row] >= 0)]
             assert set(masked.tolist()) == set(before) - {-1}
+
+
+def _next_new(history: list[tuple[int, float]], place: int) -> list[int]:
+    """Items that are liked where the user first meets them, from this place on."""
+    met = [i for i, _ in history]
+    return [
+        i
+        for n, (i, v) in enumerate(history)
+        if v > 0 <= i and n >= place > -1 and met.index(i) == n
+    ]
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 9])
+def test_targets_are_drawn_evenly_from_the_next_positives(horizon: int) -> None:
+    """So many positives ahead as the horizon has, no dislikes, and none of another user."""
+    log = log_of((0, 1, 1), (0, 2, 1), (0, 3, -1), (0, 4, 1), (0, 5, 1), (1, 6, 1))
+    draw = Draw(batch=4_000, windows=(6, 6), long_share=0, places=6, horizon=horizon)
+    histories = episodes.group(log)
+    batch = episodes.sample(histories, draw, np.eye(6)[0], np.random.default_rng(0))
+    for place, ahead in enumerate([[1, 2, 4, 5], [2, 4, 5], [4, 5], [4, 5], [5]]):
+        drawn, counts = np.unique(batch.targets[batch.places == place], return_counts=True)
+        assert drawn.tolist() == ahead[:horizon]
+        assert counts.min() > 0.8 * counts.mean()
 
 
 def _find(
