@@ -24,6 +24,38 @@ from pydantic_settings import (
 
 from stream.errors import ConfigError
 
+COMMIT_GRACE_S = 30.0
+"""How much longer than a transaction may last its end is waited for."""
+
+
+_PROMISE = "what is delivered once rests on it; leave it out"
+OWNED = {
+    "bootstrap.servers": "set kafka.bootstrap_servers",
+    "group.id": "set kafka.group",
+    "group.instance.id": "set worker_id",
+    "session.timeout.ms": "set kafka.session_timeout_ms",
+    "transaction.timeout.ms": "set kafka.transaction_timeout_ms",
+    "partitioner": "set kafka.partitioner",
+    **dict.fromkeys(
+        (
+            "acks",
+            "auto.offset.reset",
+            "delivery.report.only.error",
+            "enable.auto.commit",
+            "enable.auto.offset.store",
+            "enable.idempotence",
+            "enable.partition.eof",
+            "group.protocol",
+            "isolation.level",
+            "partition.assignment.strategy",
+            "request.required.acks",
+            "transactional.id",
+        ),
+        _PROMISE,
+    ),
+}
+"""librdkafka's properties that are no user's to set, and what to do instead."""
+
 
 class Section(BaseModel):
     """A group of settings; unknown names are refused."""
@@ -65,12 +97,25 @@ class Kafka(Section):
         15_000, ge=1_000, description="longer than the longest batch; the broker aborts after it"
     )
     properties: dict[str, str] = Field(
-        {}, description="handed to librdkafka as they are: TLS, SASL"
+        {}, description="handed to librdkafka as they are: TLS, SASL, buffers"
     )
+
+    @field_validator("properties")
+    @classmethod
+    def _check_properties(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name in OWNED:
+                raise ValueError(f"{name}: {OWNED[name]}")
+        return value
 
     def topic(self, role: str) -> str:
         """The full name of the topic with this role, such as `events` or `dead_letters`."""
         return self.prefix + str(getattr(self.topics, role))
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which the end of a transaction is waited for."""
+        return self.transaction_timeout_ms / 1000 + COMMIT_GRACE_S
 
     @property
     def group_id(self) -> str:

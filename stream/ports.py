@@ -86,6 +86,9 @@ class GroupConsumer(Protocol):
     def group_metadata(self) -> object:
         """What fences a member that lost its partitions without knowing (KIP-447)."""
 
+    def hurry(self) -> None:
+        """Do not wait long for brokers any more: the process is to stop."""
+
     def close(self) -> None:
         """Stop. A static member stays in the group until its session times out."""
 
@@ -124,6 +127,9 @@ class TransactionalProducer(Protocol):
 
     def abort(self) -> None:
         """Throw the transaction away."""
+
+    def hurry(self) -> None:
+        """Do not wait long for brokers any more: the process is to stop."""
 
 
 class LogReader(Protocol):

@@ -90,6 +90,9 @@ class MemoryConsumer:
         """The group and the generation in which this member joined it."""
         return (self._group, self._generation)
 
+    def hurry(self) -> None:
+        """Nothing waits here."""
+
     def close(self) -> None:
         """Stop; the partitions are given back."""
         if self._positions and self._listener is not None:
@@ -130,6 +133,9 @@ class MemoryProducer:
     def init(self) -> None:
         """Fence older producers of the same id and abort what they left open."""
         self._epoch = self._log.next_epoch(self._id)
+
+    def hurry(self) -> None:
+        """Nothing waits here."""
 
     def begin(self) -> None:
         """Open a transaction."""

@@ -13,7 +13,7 @@ from confluent_kafka import admin as ck_admin
 from stream.config import Kafka
 from stream.errors import TopicError
 from stream.kafka import properties
-from stream.kafka.client import CONNECT_S, Trouble, connect, native, retried
+from stream.kafka.client import CONNECT_S, Patience, Trouble, connect, native, retried
 from stream.kafka.errors import translate
 from stream.ports import TopicPartition
 
@@ -170,7 +170,7 @@ class Admin:
             return list(asked[group].result().topic_partitions)
 
         with self._trouble.explained(f"offsets of group {group}"):
-            found = retried(ask, _ADMIN_S)
+            found = retried(ask, Patience(_ADMIN_S))
         return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
     def _offsets(
@@ -206,7 +206,7 @@ class Admin:
                 raise
 
         with self._trouble.explained(doing):
-            return retried(anew, patience)
+            return retried(anew, Patience(patience))
 
     def _wait_for_settings(self, changes: Mapping[str, Mapping[str, str]]) -> None:
         """Settings, too, are in force a moment after they were accepted."""

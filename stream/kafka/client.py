@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 
 import confluent_kafka as ck
 
+from stream import log as log_of_stream
 from stream.errors import AccessDenied, BrokerUnavailable
 from stream.kafka.errors import RETRY, is_denied, translate
 from stream.kafka.properties import Properties
 from stream.ports import Positions, Record, TopicPartition
 
 log = logging.getLogger("librdkafka")
+_worker_log = log_of_stream.get("worker")
 
 BEGINNING = int(ck.OFFSET_BEGINNING)
 """A position before every record that is still there."""
@@ -29,10 +31,47 @@ BEGINNING = int(ck.OFFSET_BEGINNING)
 CONNECT_S = 5.0
 """How long one attempt may take."""
 
-COMMIT_GRACE_S = 30.0
-"""How much longer than a transaction its end is waited for."""
+TELL_S = 3.0
+"""After so long a wait is told of."""
+
+HURRY_S = 5.0
+"""How long a client that is to stop still waits for a broker."""
 
 T = TypeVar("T")
+
+
+class Patience:
+    """How long brokers that are away are waited for; less once the process is asked to stop."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def hurry(self) -> None:
+        """Wait for `HURRY_S` at most from now on; may be called from a signal handler."""
+        self.seconds = min(self.seconds, HURRY_S)
+
+    def over(self, began: float) -> bool:
+        """Whether what began then (`time.monotonic`) has been waited for long enough."""
+        return time.monotonic() - began > self.seconds
+
+
+class Waiting:
+    """One wait, which is told of in the log once it is no blink of an eye."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._began = time.monotonic()
+        self._told = False
+
+    def over(self) -> bool:
+        """Whether patience is over."""
+        return self._patience.over(self._began)
+
+    def goes_on(self, why: str) -> None:
+        """Say once, after `TELL_S`, what is waited for."""
+        if not self._told and time.monotonic() - self._began > TELL_S:
+            self._told = True
+            _worker_log.warning("waiting for the broker", why=why)
 
 
 class Trouble:
@@ -164,15 +203,16 @@ def answered(call: Callable[[], T], patience: float, doing: str) -> T:
         raise BrokerUnavailable(f"{doing}: no answer in {patience:.0f} s") from None
 
 
-def retried(call: Callable[[], T], patience: float) -> T:
-    """Call until it works, fails for good, or `patience` seconds are over."""
-    deadline = time.monotonic() + patience
+def retried(call: Callable[[], T], patience: Patience) -> T:
+    """Call until it works, fails for good, or patience is over."""
+    waiting = Waiting(patience)
     while True:
         try:
             return call()
         except ck.KafkaException as raised:
             error = raised.args[0]
             again = error.retriable() or error.name() in RETRY
-            if not again or error.txn_requires_abort() or time.monotonic() > deadline:
+            if not again or error.txn_requires_abort() or waiting.over():
                 raise
+            waiting.goes_on(error.str())
             time.sleep(0.02)

@@ -10,8 +10,8 @@ import confluent_kafka as ck
 from stream.config import Kafka
 from stream.errors import Aborted, OffsetOutOfRange
 from stream.kafka.client import (
-    COMMIT_GRACE_S,
     CONNECT_S,
+    Patience,
     Trouble,
     checked,
     connect,
@@ -38,7 +38,7 @@ class GroupConsumer:
         self._trouble = Trouble()
         self._properties = group_consumer(kafka, instance_id, auto_offset_reset)
         self._consumer = connect(ck.Consumer, self._properties, self._trouble)
-        self._patience = kafka.transaction_timeout_ms / 1000 + COMMIT_GRACE_S
+        self._patience = Patience(kafka.patience_s)
         self._seeks: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._gaps: list[OffsetOutOfRange] = []
@@ -147,6 +147,10 @@ class GroupConsumer:
         if not self._consumer.memberid():
             raise Aborted("not a member of the group", reason="unknown_member_id")
         return metadata
+
+    def hurry(self) -> None:
+        """Do not wait long for brokers any more: the process is to stop."""
+        self._patience.hurry()
 
     def close(self) -> None:
         """Stop. A static member stays in the group until its session times out."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -12,9 +11,10 @@ import confluent_kafka as ck
 from stream.config import Settings
 from stream.errors import Aborted, BrokerUnavailable
 from stream.kafka.client import (
-    COMMIT_GRACE_S,
     CONNECT_S,
+    Patience,
     Trouble,
+    Waiting,
     answered,
     connect,
     native_positions,
@@ -30,6 +30,9 @@ ADD_S = 2.0
 STUCK_S = 5.0
 """After so long such an attempt will not return."""
 
+FLUSH_S = 0.5
+"""After so long in a flush, it is looked whether to go on waiting; signals are heard there."""
+
 _ADDING = "adding offsets to the transaction"
 
 
@@ -40,7 +43,7 @@ class TransactionalProducer:
         self._trouble = Trouble()
         self._properties = transactional_producer(settings, transactional_id)
         self._producer = connect(ck.Producer, self._properties, self._trouble)
-        self._patience = settings.kafka.transaction_timeout_ms / 1000 + COMMIT_GRACE_S
+        self._patience = Patience(settings.kafka.patience_s)
         self._written: dict[TopicPartition, int] = {}
         self._refused: ck.KafkaError | None = None
         self._stuck = False  # in a call that does not return
@@ -128,13 +131,17 @@ class TransactionalProducer:
     def close(self) -> None:
         """Stop; an open transaction is aborted, by the next `init` of this id at the latest.
 
-        One that waits without end is left to itself: closing it would wait as well.
+        One that waits without end, for an answer or to abort, is left to itself.
         """
         if self._stuck:
             return
         quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
-        with quiet, suppress(ck.KafkaException):  # of one that was fenced: it is over anyway
-            self._producer.close()
+        with quiet, suppress(ck.KafkaException, BrokerUnavailable):  # fenced: it is over anyway
+            answered(self._producer.close, STUCK_S, "closing the producer")
+
+    def hurry(self) -> None:
+        """Do not wait long for brokers any more: the process is to stop."""
+        self._patience.hurry()
 
     def _answered(self, send: Callable[[], None]) -> None:
         """librdkafka waits without end for a coordinator that has left the cluster's metadata."""
@@ -145,11 +152,18 @@ class TransactionalProducer:
             raise
 
     def _flush(self) -> None:
-        """Return when everything is in the log. Raises `Aborted` for what the broker refused."""
+        """Return when everything is in the log.
+
+        Raises `Aborted` for what the broker refused, `BrokerUnavailable` where none took it.
+        """
+        waiting = Waiting(self._patience)
         with self._trouble.explained("flushing the transaction"):
-            self._producer.flush(self._patience)
+            while (left := self._producer.flush(FLUSH_S)) and not waiting.over():
+                waiting.goes_on(f"{left} messages of a transaction are not taken yet")
         if self._refused is not None:
             raise _as_aborted(self._refused)
+        if left:
+            raise BrokerUnavailable(f"{left} messages of a transaction were not taken")
 
     def _delivered(self, error: ck.KafkaError | None, message: ck.Message) -> None:
         if error is not None:
@@ -160,8 +174,8 @@ class TransactionalProducer:
 
     def _queue_full(self, message: Message, listener: Callable[..., None] | None) -> None:
         topic, partition, key, value, headers = message
-        deadline = time.monotonic() + self._patience
-        while time.monotonic() < deadline:
+        waiting = Waiting(self._patience)
+        while not waiting.over():
             self._producer.poll(0.05)
             try:
                 self._producer.produce(

@@ -27,7 +27,9 @@ first until its backlog is gone.
 
 
 def client(kafka: Kafka) -> Properties:
-    """What all clients share; the user's own properties win over these, not over what follows."""
+    """What all clients share. The user's own properties win over ours, here and in what follows:
+    those that a promise rests on are refused when settings are read (`config.OWNED`).
+    """
     return {
         "bootstrap.servers": kafka.bootstrap_servers,
         "client.id": "innerloop",
@@ -50,6 +52,7 @@ def _reading(kafka: Kafka, wait_ms: int) -> Properties:
         "fetch.error.backoff.ms": 50,
         "fetch.queue.backoff.ms": 5,  # the default of a second starves a fast reader
         "queued.max.messages.kbytes": QUEUE_KB,
+        **kafka.properties,
     }
 
 
@@ -66,6 +69,7 @@ def group_consumer(
         "heartbeat.interval.ms": max(100, min(3_000, kafka.session_timeout_ms // 3)),
         "auto.offset.reset": auto_offset_reset,
         "max.partition.fetch.bytes": TURN_BYTES,
+        **kafka.properties,
     }
 
 
@@ -79,6 +83,7 @@ def reader(kafka: Kafka) -> Properties:
         "queued.max.messages.kbytes": 8_192,
         "enable.partition.eof": True,
         "auto.offset.reset": "error",
+        **kafka.properties,
     }
 
 
@@ -102,6 +107,7 @@ def _writing(settings: Settings) -> Properties:
         "batch.size": 1_000_000,
         "queue.buffering.max.messages": 1_000_000,
         "partitioner": settings.kafka.partitioner,
+        **settings.kafka.properties,
     }
 
 
@@ -116,4 +122,9 @@ def transactional_producer(settings: Settings, transactional_id: str) -> Propert
 
 def bulk_producer(settings: Settings) -> Properties:
     """Loads files: large batches, reports on failures alone."""
-    return {**_writing(settings), "linger.ms": 20, "delivery.report.only.error": True}
+    return {
+        **_writing(settings),
+        "linger.ms": 20,
+        "delivery.report.only.error": True,
+        **settings.kafka.properties,
+    }

@@ -19,6 +19,10 @@ SOON = {"broker.session.timeout.ms": "7000", "broker.heartbeat.interval.ms": "50
 """A cluster that notices after seven seconds that a broker is gone: requests end before."""
 
 
+WAITING = ("waiting for the broker", "lag unknown")
+"""What a worker says that misses the broker, within a batch or between two."""
+
+
 @pytest.fixture
 def cluster() -> Iterator[EmbeddedKafka]:
     """Three brokers."""
@@ -63,6 +67,26 @@ def test_a_worker_outlives_the_only_broker(bundle: Path, tmp_path: Path) -> None
             kafka.kill(1)
             eventually(lambda: worker.lines("lag unknown"), worker.text)
             kafka.restart(1)
+            place.act()
+            place.settle(worker)
+            assert worker.terminate() == 0, worker.text()
+        place.check(owner=worker)
+
+
+def test_a_worker_that_waits_for_a_broker_ends_when_asked_to(bundle: Path, tmp_path: Path) -> None:
+    """SIGTERM ends it, with a batch in hand or not, and its next start goes on."""
+    with EmbeddedKafka() as kafka, site(kafka.bootstrap_servers, bundle, tmp_path) as place:
+        with place.worker() as worker:
+            worker.start()
+            eventually(worker.ready, worker.text)
+            for _ in range(50):
+                place.act()
+            eventually(lambda: worker.lines("batch"), worker.text)
+            kafka.kill(1)
+            eventually(lambda: any(map(worker.lines, WAITING)), worker.text)
+            assert worker.terminate() == 0, worker.text()
+            kafka.restart(1)
+            worker.start()
             place.act()
             place.settle(worker)
             assert worker.terminate() == 0, worker.text()

@@ -10,7 +10,8 @@ import pytest
 
 from stream import topics
 from stream.config import Settings, load
-from stream.errors import AccessDenied, BrokerUnavailable, TopicError
+from stream.errors import AccessDenied, BrokerUnavailable, ConfigError, TopicError
+from stream.kafka import properties
 from stream.kafka.admin import Admin, NewTopic
 from stream.kafka.producer import BulkProducer
 from stream.kafka.reader import LogReader
@@ -40,6 +41,17 @@ def test_a_setting_librdkafka_does_not_know_is_a_clear_error() -> None:
     settings = load(None, {"kafka.properties": {"no.such.property": "1"}})
     with pytest.raises(Exception, match=r"no\.such\.property"):
         Admin(settings.kafka)
+
+
+def test_a_property_that_promises_rest_on_is_refused() -> None:
+    """The message names the property and what to do; the others reach librdkafka over our own."""
+    for name, remedy in (("isolation.level", "leave it out"), ("group.id", "set kafka.group")):
+        with pytest.raises(ConfigError, match=f"{name}: .*{remedy}"):
+            load(None, {"kafka.properties": {name: "any"}})
+    settings = load(None, {"kafka.properties": {"linger.ms": "7", "fetch.wait.max.ms": "9"}})
+    assert properties.transactional_producer(settings, "id")["linger.ms"] == "7"
+    assert properties.group_consumer(settings.kafka, "one", "error")["fetch.wait.max.ms"] == "9"
+    assert properties.tail(settings.kafka)["fetch.wait.max.ms"] == "9"
 
 
 def test_refused_credentials_are_not_called_a_missing_broker(kafka_settings: Settings) -> None:
