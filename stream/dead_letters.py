@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stream.errors import Aborted, UnknownLetter
+from stream.message_encoding import LEFT_OUT
 from stream.murmur2 import partition_of
 from stream.ports import Message, Record, TopicPartition, TransactionalProducer
 
@@ -44,6 +45,7 @@ class Letter:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # the original record's
+    left_out: int = 0  # bytes of the value that were too many for a dead letter
     sent_back: bool = False
 
     @property
@@ -54,7 +56,7 @@ class Letter:
     @property
     def size(self) -> int:
         """Bytes of the original value."""
-        return len(self.value or b"")
+        return len(self.value or b"") or self.left_out
 
 
 def place_of(text: str) -> Place:
@@ -91,6 +93,7 @@ def _letter(record: Record, headers: Mapping[str, bytes]) -> Letter:
         detail=said["detail"],
         key=record.key,
         value=record.value,
+        left_out=int(said.get(LEFT_OUT, "0")),
         headers=tuple(
             (name.removeprefix(_ORIGINAL), value or b"")
             for name, value in record.headers

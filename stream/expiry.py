@@ -77,7 +77,8 @@ class Expiry:
     def _expired(self, keys: list[bytes], store: PartitionStore, before: int) -> list[bytes]:
         """Users among `keys` who last acted before that time; a scan may be older than this."""
         found = zip(keys, store.get_many(keys), strict=True)
-        there = [(key, value) for key, value in found if value is not None]
+        readable = ((key, value) for key, value in found if not self._layout.damaged(value))
+        there = [(key, value) for key, value in readable if value is not None]
         old = _last_acted(self._layout.decode([value for _, value in there])) < before
         return [key[len(USER) :] for (key, _), gone in zip(there, old, strict=True) if gone]
 

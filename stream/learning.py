@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,6 +46,7 @@ class Users:
     refused: int = 0
     duplicates: int = 0
     too_many: int = 0  # beyond messages.max_per_minute
+    damaged: int = 0  # users whose stored record nobody can read: they begin anew
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,18 @@ class Learner:
             len(batch.accepted),
         )
         n = len(index)
+        stored = _stored(index, stores)
+        damaged = [i for i, record in enumerate(stored) if self._layout.damaged(record)]
+        for i in damaged:
+            stored[i] = None
         users = Users(
             partitions=np.fromiter((p for p, _ in index), np.int64, n),
             names=[user for _, user in index],
-            records=copied(self._layout.decode(_stored(index, stores))),
+            records=copied(self._layout.decode(stored)),
             cause=np.full(n, -1),
             newest=np.full(n, -1),
             forgotten=np.zeros(n, np.bool_),
+            damaged=len(damaged),
         )
         return users, owner
 
@@ -327,7 +332,7 @@ class Learner:
 
 def _stored(
     index: dict[tuple[int, str], int], stores: dict[int, PartitionStore]
-) -> Sequence[bytes | None]:
+) -> list[bytes | None]:
     members: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
     for (partition, user), place in index.items():
         members[partition].append((place, user_state.user_key(user.encode())))

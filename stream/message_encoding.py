@@ -26,6 +26,9 @@ SCHEMAS = (
     "model",
     "dead_letter",
 )
+LEFT_OUT = "left_out"
+"""Header of a dead letter without its payload: the number of bytes."""
+
 _SCORE_DIGITS = 5
 _LARGEST_SCORE = 3.4e38  # of float32, about
 _MOST_HEADERS = 1_000  # each takes nine bytes more here than it took there
@@ -169,6 +172,22 @@ def dead_letter(record: Record, reason: Reason, detail: str) -> Fate:
     kept = record.headers[:_MOST_HEADERS]
     theirs = tuple((f"original.{name}", value or b"") for name, value in kept)
     return Fate(record.key, record.value, ours + theirs)
+
+
+def bare_letter(record: Record, reason: Reason, detail: str) -> Fate:
+    """A dead letter without bytes and headers of the record, where the topic refuses the whole.
+
+    The header `left_out` says how many bytes the value had; they are where the record was until
+    the retention of its topic.
+    """
+    stripped = record._replace(key=_short(record.key), value=None, headers=())
+    fate = dead_letter(stripped, reason, detail)
+    size = len(record.value or b"")
+    return fate._replace(headers=(*fate.headers, (LEFT_OUT, str(size).encode())))
+
+
+def _short(key: bytes | None) -> bytes | None:
+    return None if key is None or len(key) > _DETAIL_BYTES else key
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -106,6 +106,9 @@ class Metrics:
         self.refused = Counter(
             "innerloop_steps_refused", "Steps not finite or out of trust", registry=r
         )
+        self.damaged = Counter(
+            "innerloop_damaged_records", "User records that nobody can read", registry=r
+        )
         self.lists = Counter("innerloop_lists", "Lists published", ["strategy"], registry=r)
         self.dead_letters = Counter(
             "innerloop_dead_letters", "Dead letters", ["reason"], registry=r

@@ -24,7 +24,7 @@ from stream.erasing import ROUNDS
 from stream.expiry import Expiry
 from stream.learning import Learner, Users
 from stream.message_checks import COLD_KEY, Reason, Skip
-from stream.message_encoding import Cause, dead_letter
+from stream.message_encoding import Cause, bare_letter, dead_letter
 from stream.messages import DeadLetter, DecodedBatch, decode_events, decode_items
 from stream.metrics import Metrics
 from stream.ports import Message, PartitionStore, Put, Record, TopicPartition
@@ -62,6 +62,7 @@ class Outcome:
     misrouted: int = 0
     steps: int = 0
     refused: int = 0
+    damaged: int = 0  # user records that nobody can read
 
 
 class Pipeline:
@@ -100,14 +101,22 @@ class Pipeline:
 
     @torch.inference_mode()
     def process(
-        self, records: Sequence[Record], stores: dict[int, PartitionStore], *, condemned: bool
+        self,
+        records: Sequence[Record],
+        stores: dict[int, PartitionStore],
+        *,
+        condemned: bool,
+        bare: bool = False,
     ) -> Outcome:
-        """What this batch does. `condemned` sends its one event to dead letters unread."""
+        """What this batch does.
+
+        `condemned` sends its one event to dead letters unread, `bare` without its bytes.
+        """
         self._begin()
         outcome = _positions(records)
         with self.stage("decode"):
             batch = self._decode(records, condemned)
-            self._bury(batch, outcome)
+            self._bury(batch, outcome, bare)
         with self.stage("load"):
             users, owner = self._learner.load(batch, stores)
         with self.stage("step"):
@@ -154,11 +163,14 @@ class Pipeline:
         dead = [DeadLetter(i, r, Reason.UNPROCESSABLE, why) for i, r in enumerate(records)]
         return replace(batch, records=records, dead=dead)
 
-    def _bury(self, batch: DecodedBatch, outcome: Outcome) -> None:
+    def _bury(self, batch: DecodedBatch, outcome: Outcome, bare: bool) -> None:
         """What cannot be used goes to dead letters, so that the offsets move on."""
-        topic = self._settings.kafka.topic("dead_letters")
+        topic, write = (
+            self._settings.kafka.topic("dead_letters"),
+            bare_letter if bare else dead_letter,
+        )
         for letter in batch.dead:
-            key, value, headers = dead_letter(letter.record, letter.reason, letter.detail)
+            key, value, headers = write(letter.record, letter.reason, letter.detail)
             partition = letter.record.partition % self._dead_letter_partitions
             outcome.messages.append(Message(topic, partition, key, value, headers))
             outcome.dead[letter.reason] += 1
@@ -183,6 +195,7 @@ class Pipeline:
         newest = max(outcome.newest.values(), default=0) / MILLISECONDS
         folded = self._serving.advance(newest, list(self._stores))
         outcome.steps, outcome.refused = users.steps, users.refused
+        outcome.damaged = users.damaged
         outcome.skipped[Skip.DUPLICATE] += users.duplicates
         outcome.skipped[Skip.TOO_MANY] += users.too_many
         for partition in users.touched.keys() | folded.keys():
@@ -262,6 +275,8 @@ class Pipeline:
             self._expiry.acted(partition, time_ms)
         ages = np.maximum(now - outcome.produced / MILLISECONDS, 0.0)
         self._count(outcome, ages, seconds)
+        if outcome.damaged:
+            _log.error("damaged records", users=outcome.damaged, why="their users begin anew")
         if outcome.expired:
             _log.info("expired", users=outcome.expired, ms=round(1000 * seconds, 1))
         if outcome.positions:
@@ -339,6 +354,7 @@ class Pipeline:
         m.waiting.observe(np.maximum(ages - seconds, 0.0))
         m.steps.inc(outcome.steps)
         m.refused.inc(outcome.refused)
+        m.damaged.inc(outcome.damaged)
         m.misrouted.inc(outcome.misrouted)
         m.expired.inc(outcome.expired)
         for stage, spent in self._spent.items():

@@ -29,6 +29,11 @@ class Batch:
         """Whether this is the one event that makes its transaction fail."""
         return self.failures >= TRIALS and len(self.records) == 1
 
+    @property
+    def bare(self) -> bool:
+        """Whether not even its dead letter was taken, so that its bytes are left out."""
+        return self.condemned and self.failures > TRIALS
+
 
 class Suspects:
     """Batches that wait to be tried again, in the order of their records."""

@@ -73,6 +73,10 @@ class MemoryLog:
         for i in range(partitions):
             self._partitions[TopicPartition(topic, i)] = _Partition()
 
+    def limit(self, topic: str, max_bytes: int) -> None:
+        """From now on a topic takes messages of so many bytes at most."""
+        self._limits[topic] = max_bytes
+
     def partitions(self, topic: str) -> list[TopicPartition]:
         """All partitions of a topic. Raises `TopicError` when there is none."""
         found = [tp for tp in self._partitions if tp.topic == topic]

@@ -135,6 +135,12 @@ class Layout:
         )
         return np.frombuffer(data, self.dtype)
 
+    def damaged(self, record: bytes | None) -> bool:
+        """Whether these bytes are no user record of any format, so that nothing can read them."""
+        if record is None or (record.startswith(self._head) and len(record) <= self.dtype.itemsize):
+            return False
+        return self._broken(record)
+
     def encode(self, records: Records) -> list[bytes]:
         """The inverse of `decode`, without trailing zeros; equal arrays give equal bytes."""
         n, size = len(records), self.dtype.itemsize
@@ -168,8 +174,7 @@ class Layout:
 
     def _adopt(self, record: bytes) -> bytes:
         """A record of other dimensions in this layout, without its adapter."""
-        damaged = record.startswith(self._head)  # and longer than such a record can be
-        if len(record) < HEADER.itemsize or record[0] != MAGIC or damaged:
+        if self._broken(record):
             raise StateError("a record of the state topic is no user record")
         if record[1] not in (BEFORE_PROFILES, VERSION):
             raise StateError(
@@ -192,6 +197,10 @@ class Layout:
         new["support"] = _padded(support, EVENT, self.support)
         new["seen"] = _padded(seen, "<u4", self.seen)
         return new.tobytes()
+
+    def _broken(self, record: bytes) -> bool:
+        """Not a record, or one of these dimensions that is longer than it can be."""
+        return len(record) < HEADER.itemsize or record[0] != MAGIC or record.startswith(self._head)
 
 
 def copied(records: Records) -> Records:

@@ -38,6 +38,9 @@ _log = log.get("worker")
 HOUSEKEEPING_S = 2.0
 """Seconds between two looks at the end offsets and at stores that are no longer owned."""
 
+HANGS_S = 60.0
+"""A loop that has not turned for so long, and for what brokers may take twice, hangs."""
+
 BROKER_WAIT_S = 1.0
 """Seconds between two attempts while no broker answers."""
 
@@ -86,6 +89,7 @@ class Worker:
         self._suspects = Suspects()
         self._eraser = Eraser(settings.state.forget_within_s)
         self._stop = threading.Event()
+        self._hangs_after = HANGS_S + 2 * settings.kafka.patience_s
         self._in_doubt = False  # the broker may have more, or less, than the stores
         self._turned = time.monotonic()
         self._housekeeping_due = 0.0
@@ -104,6 +108,8 @@ class Worker:
     def stop(self) -> None:
         """Ask the loop to end after the batch in hand; may be called from a signal handler."""
         self._stop.set()
+        self._ports.producer.hurry()
+        self._ports.consumer.hurry()
 
     def patient_turn(self) -> None:
         """A turn; what the broker or a store could not do is tried again in the next one."""
@@ -185,7 +191,9 @@ class Worker:
             self._ports.checkpoint(checkpoints.CONSUMED)
             self._count_gaps(records)
         began, stores = time.perf_counter(), self._partitions.stores()
-        outcome = self._pipeline.process(records, stores, condemned=batch.condemned)
+        outcome = self._pipeline.process(
+            records, stores, condemned=batch.condemned, bare=batch.bare
+        )
         self._transact(outcome, batch, began)
 
     def _sweep(self) -> None:
@@ -296,9 +304,9 @@ class Worker:
     # -- watching -----------------------------------------------------------------------------
 
     def healthy(self) -> tuple[bool, dict[str, object]]:
-        """Whether the loop turned within the last minute."""
+        """Whether the loop turned lately; waiting for brokers that are away is no hanging."""
         idle = time.monotonic() - self._turned
-        return idle < 60, {"seconds_since_last_turn": round(idle, 3)}
+        return idle < self._hangs_after, {"seconds_since_last_turn": round(idle, 3)}
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Whether every partition of this worker is served."""

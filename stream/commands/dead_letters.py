@@ -199,7 +199,8 @@ def _described(letter: Letter) -> list[str]:
         f"  key       {printable(letter.key)}",
     ]
     lines += [f"  header    {printable(k)}: {printable(v)}" for k, v in letter.headers]
-    return [*lines, f"  payload   {letter.size} bytes", *_payload(letter.value or b"")]
+    gone = ", left out: they were too many for a dead letter" if letter.left_out else ""
+    return [*lines, f"  payload   {letter.size} bytes{gone}", *_payload(letter.value or b"")]
 
 
 def _payload(value: bytes) -> list[str]:
@@ -230,13 +231,15 @@ def _send_back(settings: Settings, places: list[str], reason: str | None, *, aga
     with closing(TransactionalProducer(settings, f"{settings.kafka.group_id}-dead-letters")) as own:
         own.init()
         chosen = _chosen(_read(settings), wanted, reason)
-        new = [x for x in chosen if again or not x.sent_back]
+        new = [x for x in chosen if (again or not x.sent_back) and not x.left_out]
         try:
             _send(settings, own, new)
         except Fenced:
             raise Superseded from None
-    before = len(chosen) - len(new)
+    bare = sum(x.left_out > 0 for x in chosen)
+    before = len(chosen) - len(new) - bare
     kept = f"; {before} sent back before, left alone (--again sends them too)" if before else ""
+    kept += f"; {bare} without payload: produce them anew from where they came" if bare else ""
     typer.echo(f"sent back: {len(new)} of {len(chosen)} dead letters{kept}")
 
 

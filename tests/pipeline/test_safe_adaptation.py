@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stream.config import Settings
+from stream.message_encoding import encode
 from stream.testing_worker import NOW, MemoryWorld, click, item
 from stream.user_state import Layout, Records, user_key
 
@@ -112,6 +113,46 @@ def test_several_events_at_fault_are_all_found() -> None:
     assert {record.key for record in world.records("dead_letters")} == {u.encode() for u in verbose}
     assert world.metrics.dead_letters.labels("unprocessable")._value.get() == 3
     assert {world.lists()[f"user-{i}"]["shots"] for i in range(3)} == {1}
+
+
+def test_an_event_whose_dead_letter_is_refused_is_buried_without_its_bytes() -> None:
+    """The letter says how much was left out; users behind it go on."""
+    world = MemoryWorld(FILMS, largest_list=1_200)
+    world.run()
+    kafka, verbose = world.settings.kafka, "a-user-with-a-very-long-id" * 9
+    world.log.limit(kafka.topic("dead_letters"), 700)
+    event = click(verbose, "f1", NOW)
+    world.send(event)
+    world.click("ada", "f2")
+    world.run(turns=40)
+    dead = world.records("dead_letters")
+    headers = dict(dead[0].headers)
+    assert [(record.key, record.value) for record in dead] == [(verbose.encode(), None)]
+    assert headers["reason"] == b"unprocessable"
+    assert headers["left_out"] == str(len(encode(event))).encode()
+    assert world.lists()["ada"]["shots"] == 1
+
+
+# -- records that nobody can read ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", [b"", b"what is this", b"?" * 9_000])
+def test_a_record_that_nobody_can_read_is_begun_anew(record: bytes) -> None:
+    """Its user begins anew with a version that does not go back; it is counted, others go on."""
+    world = MemoryWorld(FILMS, settings=Settings(state={"ttl_days": 1}))  # type: ignore[arg-type]
+    for name in ("f1", "f2"):
+        world.click("ada", name)
+        world.click("bob", name)
+    world.run()
+    version = world.lists()["ada"]["state_version"]
+    store = next(s for s in world.stores.values() if user_key(b"ada") in s.records)
+    store.records[user_key(b"ada")] = record
+    world.click("ada", "f3")
+    world.click("bob", "f3")
+    world.run()
+    assert [world.lists()[user]["shots"] for user in ("ada", "bob")] == [1, 3]
+    assert world.lists()["ada"]["state_version"] > version
+    assert world.metrics.damaged._value.get() == 1
 
 
 def test_an_abort_by_the_broker_while_searching_reads_everything_again() -> None:

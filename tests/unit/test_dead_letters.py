@@ -6,8 +6,10 @@ import pytest
 
 from stream.dead_letters import RESENT, Letter, Resend, counted, dump, find, letters, place_of
 from stream.errors import ProducerFenced, UnknownLetter
-from stream.message_encoding import encode
+from stream.message_checks import Reason
+from stream.message_encoding import bare_letter, encode
 from stream.murmur2 import partition_of
+from stream.ports import Record
 from stream.testing import MemoryProducer
 from stream.testing_worker import NOW, MemoryWorld, click, item
 
@@ -92,6 +94,15 @@ def test_two_runs_at_the_same_time_send_once(world: MemoryWorld) -> None:
     with pytest.raises(ProducerFenced):
         list(resend(world).send(first, chosen))
     assert len(world.records("events")) == 4
+
+
+def test_a_letter_without_its_bytes_says_how_many_there_were(world: MemoryWorld) -> None:
+    """Key and reason are there, the size is that of the original."""
+    record = Record("events", 3, 991, 1_000, b"ada", b"x" * 5_000, (("trace", b"7"),))
+    key, value, headers = bare_letter(record, Reason.UNPROCESSABLE, "It was too large.")
+    (letter,) = letters([Record("dead-letters", 0, 1, 2_000, key, value, headers)])
+    assert (letter.key, letter.value, letter.headers) == (b"ada", None, ())
+    assert (letter.size, letter.left_out, letter.origin_offset) == (5_000, 5_000, 991)
 
 
 def test_places_and_foreign_records() -> None:
