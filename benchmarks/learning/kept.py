@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ Array = np.ndarray[Any, Any]
 
 CUTOFFS = (10, 20)
 """Lengths of the lists that are judged."""
+
+_STEPS = 65_535
+"""Of a figure between 0 and 1 as it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +31,15 @@ class Judged:
     figures: dict[str, Array]  # "<variant>@<k>" -> [m, 3] nDCG, hit, reciprocal rank
     coverage: dict[str, float]  # variant -> share of the catalogue that is in any list
     notes: dict[str, str]  # such as the parameters that were chosen
+    commit: str = ""  # of the code that made it
 
 
 class Shelf:
-    """A folder of results by name; each is made once for the same code and settings."""
+    """A folder of results by name; each is made once for the same settings.
+
+    Runs are small enough to be committed (some 30 kB), so that hours can be spread over days: the
+    positions stand in a file of their own, and figures are rounded to 1 / 65,535.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,19 +49,25 @@ class Shelf:
         path = self._folder / f"{_slug(name)}.npz"
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write(path, make())
+            self.put(name, replace(make(), commit=_commit()))
         return _read(path)
 
+    def put(self, name: str, found: Judged) -> None:
+        """Write a result, whole or not at all."""
+        positions = {"users": found.users, "shots": found.shots, "new": found.new}
+        digest = _digest(positions)
+        _save(self._folder / f"positions-{digest}.npz", positions)
+        words = {"coverage": found.coverage, "notes": found.notes, "commit": found.commit}
+        figures = {
+            f"figures {name}": np.round(value * _STEPS).astype(np.uint16)
+            for name, value in found.figures.items()
+        }
+        about = {"positions": np.array(digest), "words": np.array(json.dumps(words))}
+        _save(self._folder / f"{_slug(name)}.npz", {**figures, **about})
 
-def _write(path: Path, found: Judged) -> None:
+
+def _save(path: Path, columns: dict[str, Any]) -> None:
     half = path.with_suffix(".half.npz")
-    columns: dict[str, Any] = {
-        "users": found.users,
-        "shots": found.shots,
-        "new": found.new,
-        "words": np.array(json.dumps({"coverage": found.coverage, "notes": found.notes})),
-        **{f"figures {name}": value for name, value in found.figures.items()},
-    }
     np.savez_compressed(half, **columns)
     half.rename(path)
 
@@ -61,11 +76,27 @@ def _read(path: Path) -> Judged:
     with np.load(path) as stored:
         words = json.loads(str(stored["words"]))
         figures = {
-            name.removeprefix("figures "): stored[name]
+            name.removeprefix("figures "): stored[name] / np.float32(_STEPS)
             for name in stored.files
             if name.startswith("figures ")
         }
-        return Judged(stored["users"], stored["shots"], stored["new"], figures, **words)
+        place = path.with_name(f"positions-{stored['positions']}.npz")
+    with np.load(place) as positions:
+        return Judged(positions["users"], positions["shots"], positions["new"], figures, **words)
+
+
+def _digest(positions: dict[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for column in positions.values():
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
 
 
 def _slug(name: str) -> str:

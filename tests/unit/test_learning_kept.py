@@ -1,0 +1,48 @@
+"""Runs of `make evaluate` that are kept: made once, read back, small enough to be committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.learning.kept import Judged, Shelf
+
+
+def judged(seed: int, users: int = 300) -> Judged:
+    """Made-up figures at 10,000 positions, most of them zero as in real lists."""
+    rng = np.random.default_rng(seed)
+    hits = rng.random((10_000, 3)) * (rng.random((10_000, 1)) < 0.2)
+    return Judged(
+        users=np.sort(np.random.default_rng(0).integers(0, users, 10_000)),
+        shots=np.arange(10_000) % 70,
+        new=np.arange(10_000) % 9 == 0,
+        figures={"adapted@10": hits.astype(np.float32)},
+        coverage={"adapted": 0.25},
+        notes={"EASE": "penalty 100"},
+    )
+
+
+def test_a_run_is_made_once_and_read_back(tmp_path: Path) -> None:
+    """The second look makes nothing; figures come back to five digits, the rest as it was."""
+    shelf, made = Shelf(tmp_path), judged(1)
+    first = shelf.get("GRU, seed 1", lambda: made)
+    again = shelf.get("GRU, seed 1", lambda: pytest.fail("made twice"))
+    for found in (first, again):
+        assert np.array_equal(found.users, made.users)
+        assert np.array_equal(found.new, made.new)
+        np.testing.assert_allclose(
+            found.figures["adapted@10"], made.figures["adapted@10"], atol=1e-5
+        )
+        assert (found.coverage, found.notes) == (made.coverage, made.notes)
+
+
+def test_runs_at_the_same_positions_share_them(tmp_path: Path) -> None:
+    """Positions stand once for all runs, others apart; a run is a few tens of kB."""
+    shelf = Shelf(tmp_path)
+    for seed in (1, 2):
+        shelf.get(f"GRU, seed {seed}", lambda seed=seed: judged(seed))  # type: ignore[misc]
+    shelf.get("GRU, other users", lambda: judged(3, users=200))
+    assert len(list(tmp_path.glob("positions-*.npz"))) == 2
+    assert all(path.stat().st_size < 40_000 for path in tmp_path.glob("gru*.npz"))
