@@ -31,6 +31,11 @@ from stream.errors import InnerloopError
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.chaos.process"])
 
+ASKING = threading.Lock()
+"""Held while the fork server is asked. How a process ended is told once: of two threads that ask
+the second one reads 255, and starting any process asks after all of them.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -119,8 +124,6 @@ class WorkerProcess:
         self.state = folder / name
         self.log_file = folder / f"{name}.log"
         self._process: BaseProcess | None = None
-        # two threads that asked the fork server at once would each read half of its answer
-        self._asking = threading.Lock()
         self._begins = 0  # of this start's lines in the log
 
     def __enter__(self) -> WorkerProcess:
@@ -141,7 +144,8 @@ class WorkerProcess:
         self._begins = self.log_file.stat().st_size if self.log_file.exists() else 0
         arguments = (self.settings.model_dump_json(), plan or Plan(), sabotage, self.log_file)
         self._process = CONTEXT.Process(target=_main, args=arguments, daemon=True)
-        self._process.start()
+        with ASKING:
+            self._process.start()
 
     @property
     def alive(self) -> bool:
@@ -151,7 +155,7 @@ class WorkerProcess:
     @property
     def exit_code(self) -> int | None:
         """Its exit code, minus the signal's number where one ended it; None while it is there."""
-        with self._asking:
+        with ASKING:
             return None if self._process is None else self._process.exitcode
 
     @property
