@@ -310,7 +310,7 @@ class Learner:
         partitions = users.partitions[part.users]
         for partition in np.unique(partitions).tolist():
             mine = block.mask & (partitions == partition)[:, None]
-            delta = self._serving.observe(
+            delta = self._serving.signals.observe(
                 partition, rows[mine], block.values[mine], times[mine], previous[mine]
             )
             users.touched[partition].append(delta.rows)

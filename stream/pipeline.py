@@ -87,7 +87,7 @@ class Pipeline:
         self._clock = clock
         self._layout = Layout.of(serving.meta.config)
         self._learner = Learner(settings, serving)
-        self._signal_log = SignalLog(serving)
+        self._signal_log = SignalLog(serving.signals)
         self._recommender = Recommender(settings, serving, clock)
         within = settings.state.forget_within_s / ROUNDS
         self._cold_interval = min(COLD_INTERVAL, within)  # rolls segments too
@@ -147,7 +147,7 @@ class Pipeline:
 
     def _begin(self) -> None:
         self._spent = Counter()
-        self._queues = {p: list(self._serving.signals_of(p).queue) for p in self._stores}
+        self._queues = {p: list(self._serving.signals.of(p).queue) for p in self._stores}
 
     def _decode(self, records: Sequence[Record], condemned: bool) -> DecodedBatch:
         batch = decode_events(
@@ -186,14 +186,14 @@ class Pipeline:
         if not own_weights.active(self._serving.meta):
             return
         oldest = min((event.timestamp for event in batch.accepted), default=0) / MILLISECONDS
-        folded = self._serving.advance(oldest, list(self._stores))
+        folded = self._serving.signals.advance(oldest, list(self._stores))
         for partition, delta in folded.items():
             self._write(partition, np.zeros(0, np.int64), delta, outcome)
 
     def _share(self, batch: DecodedBatch, users: Users, outcome: Outcome) -> None:
         """Move event time on; write counters, and neighbours where a bucket closed."""
         newest = max(outcome.newest.values(), default=0) / MILLISECONDS
-        folded = self._serving.advance(newest, list(self._stores))
+        folded = self._serving.signals.advance(newest, list(self._stores))
         outcome.steps, outcome.refused = users.steps, users.refused
         outcome.damaged = users.damaged
         outcome.skipped[Skip.DUPLICATE] += users.duplicates
@@ -208,7 +208,7 @@ class Pipeline:
     ) -> None:
         """The counters of `rows` [r] and the neighbours of a fold, to the changelog and store."""
         topic = self._settings.kafka.topic("signals")
-        puts = self._signal_log.puts(self._serving.signals_of(partition), rows, folded)
+        puts = self._signal_log.puts(self._serving.signals.of(partition), rows, folded)
         outcome.puts[partition] += puts
         outcome.messages += [Message(topic, partition, put.key, put.value) for put in puts]
 
@@ -286,7 +286,7 @@ class Pipeline:
         """Go back to what is committed: the stores have it, and the pairs that waited before."""
         for partition, store in self._stores.items():
             self._signal_log.recall(partition, store)
-            self._serving.signals_of(partition).queue = self._queues.get(partition, [])
+            self._serving.signals.of(partition).queue = self._queues.get(partition, [])
 
     # -- partitions and items -----------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class Replayer:
         )
         users, owner = self._learner.load(batch, {kept[0].partition: found.store})
         self._learner.learn(batch, users, owner)
-        self._serving.forget_signals(kept[0].partition)
+        self._serving.signals.forget(kept[0].partition)
         changed = self._learner.changed(users)
         found.store.apply([Put(user_key(users.names[i].encode()), v) for i, v in changed], {})
         self._note(batch, found)

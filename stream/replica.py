@@ -35,10 +35,12 @@ class Replica:
 
     def follow_signals(self, now: float = 0.0) -> None:
         """Read `signals`, and move event time on to its newest or to `now` (unix seconds)."""
-        signals = SignalLog(self.serving)
+        signals = SignalLog(self.serving.signals)
         signals.take(list(records(self._settings, "signals")))
-        parts = self.serving.signals.values()
-        self.serving.advance(max([now, *(float(s.times.max(initial=0.0)) for s in parts)]), [])
+        parts = self.serving.signals.parts.values()
+        self.serving.signals.advance(
+            max([now, *(float(s.times.max(initial=0.0)) for s in parts)]), []
+        )
 
     def _read_items(self) -> None:
         read = list(records(self._settings, "items"))

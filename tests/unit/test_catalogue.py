@@ -211,7 +211,7 @@ def test_rows_survive_growth(table: CatalogueTable) -> None:
         table.upsert([film(f"n{i}", f"Film {i}") for i in range(start, start + 1_250)])
     hashes = item_hashes(table.ids)
     assert np.array_equal(table.rows_of(hashes), np.arange(5_003))
-    assert np.array_equal(table.hashes_of(np.arange(5_003)), hashes)
+    assert np.array_equal(table.places.hashes_of(np.arange(5_003)), hashes)
     assert torch.equal(table.catalogue().vectors[:3], early)
     low = (hashes & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     assert (table.rows_of_low(low) == np.arange(5_003)).mean() > 0.999
