@@ -25,6 +25,7 @@ from stream.kafka.producer import TransactionalProducer
 from stream.kafka.reader import LogReader, Tail
 from stream.metrics import Metrics
 from stream.pipeline import Pipeline
+from stream.roles import Roles, ServedModel
 from stream.serving import Serving
 from stream.store import Identity, Stores, VectorCache
 from stream.worker import Ports, Worker
@@ -62,7 +63,7 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
         metrics.model.labels(served.version).set(1)
         pipeline = Pipeline(
             settings,
-            served,
+            Roles(ServedModel(settings, served, time.time)),
             metrics,
             partitions=partitions,
             dead_letter_partitions=patiently(settings, lambda: _count(settings, "dead_letters")),

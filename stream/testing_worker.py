@@ -31,6 +31,7 @@ from stream.message_types import Event, Field, Forget, Interaction, Item
 from stream.metrics import Metrics
 from stream.pipeline import Pipeline
 from stream.ports import PartitionStore
+from stream.roles import Roles, ServedModel
 from stream.serving import Serving
 from stream.testing import MemoryConsumer, MemoryProducer, MemoryReader, MemoryTail
 from stream.testing_log import MemoryLog
@@ -185,7 +186,7 @@ class MemoryWorld:
         self.serving = Serving(meta, "test-1", table, bundled.prior)
         self.pipeline = Pipeline(
             self.settings,
-            self.serving,
+            Roles(ServedModel(self.settings, self.serving, lambda: self.clock)),
             self.metrics,
             partitions=self.partitions,
             dead_letter_partitions=1,

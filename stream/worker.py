@@ -18,8 +18,9 @@ from stream.erasing import Eraser
 from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange, ProducerFenced
 from stream.lag import LagWatch
 from stream.metrics import Metrics
+from stream.outcome import Outcome
 from stream.partitions import CHANGELOGS, Partitions
-from stream.pipeline import Outcome, Pipeline
+from stream.pipeline import Pipeline
 from stream.ports import (
     BEGINNING,
     GroupConsumer,
