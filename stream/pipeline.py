@@ -327,6 +327,13 @@ class Pipeline:
             self._cold_due = dict.fromkeys(self._cold_due, 0.0)
         return batch.accepted
 
+    def serve_with(self, roles: Roles) -> None:
+        """Other models from the next batch on; the list for unseen users is due."""
+        self._roles = roles
+        self._expiry.layout = roles.champion.layout
+        self._cold_due = dict.fromkeys(self._cold_due, 0.0)
+        self._metrics.items.set(self.items())
+
     def take_signals(self, records: Sequence[Record]) -> None:
         """Hear what the users of other workers did."""
         self._signal_log.take(records)

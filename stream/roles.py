@@ -8,7 +8,7 @@ keeps everybody of a smaller one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
@@ -40,16 +40,13 @@ class ServedModel:
         self.recommender = Recommender(settings, serving, clock)
 
 
+@dataclass(frozen=True)
 class Roles:
     """The models that serve now; replaced as a whole between two batches."""
 
-    def __init__(
-        self, champion: ServedModel, challenger: ServedModel | None = None, share: float = 0.0
-    ) -> None:
-        """`share` in (0, 1] is the challenger's part of the users."""
-        self.champion = champion
-        self.challenger = challenger
-        self.share = share if challenger is not None else 0.0
+    champion: ServedModel
+    challenger: ServedModel | None = None
+    share: float = 0.0  # of the users, the challenger's
 
     def models(self) -> list[ServedModel]:
         """Champion first."""

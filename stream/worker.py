@@ -18,6 +18,7 @@ from stream.erasing import Eraser
 from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange, ProducerFenced
 from stream.lag import LagWatch
 from stream.metrics import Metrics
+from stream.models import Models
 from stream.outcome import Outcome
 from stream.partitions import CHANGELOGS, Partitions
 from stream.pipeline import Pipeline
@@ -71,12 +72,19 @@ class Worker:
     """One member of the group. `run` owns it; others may call `stop` and the probes."""
 
     def __init__(
-        self, settings: Settings, ports: Ports, pipeline: Pipeline, metrics: Metrics
+        self,
+        settings: Settings,
+        ports: Ports,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        models: Models | None = None,
     ) -> None:
+        """Without `models` what the pipeline serves stays."""
         self._settings = settings
         self._ports = ports
         self._pipeline = pipeline
         self._metrics = metrics
+        self._models = models
         self._partitions = Partitions(
             settings.kafka,
             ports.consumer,
@@ -157,9 +165,13 @@ class Worker:
             self._ports.consumer.seek({tp: BEGINNING})
 
     def _follow(self) -> None:
-        """Take in what came on `items` and what other workers wrote to `signals`."""
+        """Take in what came on `items` and `models`, and what other workers wrote to `signals`."""
         items, signals = self._ports.items, self._ports.signals
-        self._pipeline.take_items(items.poll(ITEMS_A_TURN if items.caught_up() else ITEMS_AT_START))
+        limit = ITEMS_A_TURN if items.caught_up() else ITEMS_AT_START
+        came = self._pipeline.take_items(items.poll(limit))
+        if self._models is not None and (roles := self._models.step(came)) is not None:
+            self._pipeline.serve_with(roles)
+            self._ports.checkpoint(checkpoints.SWAPPED)
         if items.caught_up():  # signals speak of items
             mine = self._partitions.served()
             self._pipeline.take_signals([r for r in signals.poll() if r.partition not in mine])
@@ -314,6 +326,8 @@ class Worker:
         ready, details = self._partitions.ready()
         caught_up = self._ports.items.caught_up()
         details |= {"items_read": caught_up, "items": self._pipeline.items()}
+        if self._models is not None:
+            details["models"] = self._models.status()
         return ready and caught_up, details
 
     def _keep_house(self) -> None:

@@ -199,8 +199,8 @@ def _partition(
 def _condemned(settings: Settings) -> set[tuple[int, int]]:
     """Partition and offset of events that workers gave up on."""
     from stream.dead_letters import letters
+    from stream.inspection import records
     from stream.message_checks import Reason
-    from stream.replica import records
 
     topic = settings.kafka.topic("events")
     return {

@@ -1,0 +1,82 @@
+"""The model that a worker, or a command, begins with.
+
+The champion on `models` where there is one and `model.follow` is on, else `model.bundle`. A worker
+whose champion cannot serve begins with the last good one on its disk and says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from export.bundle import Bundle
+from stream import bundles, inspection, log
+from stream.config import Settings
+from stream.errors import BundleError
+from stream.model_cache import ModelCache
+from stream.models import Refusal, readable, refusal_of
+from stream.preparing import OpenModel
+from stream.releases import ModelRef, Release, Role
+
+_log = log.get("model")
+
+Open = Callable[[Bundle], OpenModel]
+
+
+def releases(settings: Settings) -> dict[Role, Release]:
+    """What `models` says now, by role; empty with `model.follow` off. Raises `TopicError`."""
+    found: dict[Role, Release | None] = {}
+    for record in inspection.records(settings, "models") if settings.model.follow else ():
+        if (said := readable(record)) is not None:
+            found |= dict([said])
+    return {role: release for role, release in found.items() if release is not None}
+
+
+def bundle(settings: Settings) -> Bundle:
+    """What workers with these settings serve, for commands. Raises `BundleError`."""
+    champion = releases(settings).get("champion")
+    return _configured(settings) if champion is None else bundles.load(champion.bundle)
+
+
+def first(settings: Settings, cache: ModelCache, work: Open) -> tuple[OpenModel, Refusal | None]:
+    """What a worker serves at first, and why that is not the champion where it is not.
+
+    `work` sets a bundle to work. Raises `BundleError` where there is nothing to serve.
+    """
+    champion = releases(settings).get("champion")
+    if champion is None:
+        return work(_configured(settings)), None
+    try:
+        model = work(cache.fetch(ModelRef(version=champion.version, bundle=champion.bundle)))
+        if cache.terms is not None:
+            cache.terms.require(model.terms)
+        return model, None
+    except BundleError as error:
+        _log.warning("model refused", version=champion.version, why=error.detail)
+        refusal = refusal_of(champion, error, time.time(), None)
+        return _instead(settings, cache, work, error), refusal
+
+
+def _instead(settings: Settings, cache: ModelCache, work: Open, error: BundleError) -> OpenModel:
+    """The last good model, else the configured one."""
+    for version in cache.good():
+        try:
+            model = work(cache.load(version))
+        except BundleError as damaged:
+            _log.warning("model refused", version=version, why=damaged.detail)
+            continue
+        _log.warning("serving the last good model", version=version)
+        return model
+    if settings.model.bundle is None:
+        raise error
+    _log.warning("serving the configured model", bundle=settings.model.bundle)
+    return work(_configured(settings))
+
+
+def _configured(settings: Settings) -> Bundle:
+    if settings.model.bundle is None:
+        raise BundleError(
+            "none is named, and `models` has no champion",
+            remedy="Train one with `innerloop train` and name it with --bundle FOLDER.",
+        )
+    return bundles.load(settings.model.bundle)
