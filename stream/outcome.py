@@ -35,6 +35,7 @@ class Outcome:
     newest: dict[int, int] = field(default_factory=dict)  # ms of event time, by partition
     cold: list[int] = field(default_factory=list)  # partitions whose `_cold` list is in
     expired: int = 0  # users
+    refreshed: int = 0  # users
     misrouted: int = 0
     steps: int = 0
     refused: int = 0
@@ -63,7 +64,6 @@ def count(
     m.refused.inc(outcome.refused)
     m.damaged.inc(outcome.damaged)
     m.misrouted.inc(outcome.misrouted)
-    m.expired.inc(outcome.expired)
     for stage, took in spent.items():
         m.stage.labels(stage).observe(took)
     if outcome.positions:

@@ -22,7 +22,6 @@ from stream import log
 from stream import outcome as outcomes
 from stream.config import Settings
 from stream.erasing import ROUNDS
-from stream.expiry import Expiry
 from stream.learning import Users
 from stream.message_checks import COLD_KEY, Reason, Skip
 from stream.message_encoding import Cause, bare_letter, dead_letter
@@ -33,6 +32,7 @@ from stream.ports import Message, PartitionStore, Put, Record
 from stream.roles import Roles, ServedModel
 from stream.serving import MILLISECONDS
 from stream.signal_log import SignalLog
+from stream.sweeps import Sweeps
 from stream.user_layout import picked
 from stream.user_state import user_key
 
@@ -77,7 +77,7 @@ class Pipeline:
         self._signal_log = SignalLog(self._signals)
         within = settings.state.forget_within_s / ROUNDS
         self._cold_interval = min(COLD_INTERVAL, within)  # rolls segments too
-        self._expiry = Expiry(settings.state.ttl_days, roles.champion.layout, clock)
+        self._sweeps = Sweeps(settings, roles, metrics, clock)
         self._stores: dict[int, PartitionStore] = {}
         self._cold_due: dict[int, float] = {}
         self._queues: dict[int, list[Pairs]] = {}
@@ -123,18 +123,11 @@ class Pipeline:
             self._publish_cold(outcome)
         return outcome
 
-    def sweep(self, stores: dict[int, PartitionStore]) -> Outcome:
-        """What follows from no record: users who no longer act leave nulls behind."""
-        found = {p: self._expiry.next_expired(p, store) for p, store in stores.items()}
-        outcome, kafka = Outcome(), self._settings.kafka
-        if any(found.values()):
+    def sweep(self, stores: dict[int, PartitionStore], *, busy: bool = False) -> Outcome:
+        """What follows from no record, see `stream.sweeps`; `busy` says that batches are full."""
+        outcome = self._sweeps.next(stores, busy=busy)
+        if outcome.messages:
             self._begin()
-        for partition, users in found.items():
-            for user in users:
-                for role in ("state", "recommendations"):
-                    outcome.messages.append(Message(kafka.topic(role), partition, user, None))
-                outcome.puts[partition].append(Put(user_key(user), None))
-            outcome.expired += len(users)
         return outcome
 
     def _begin(self) -> None:
@@ -269,8 +262,7 @@ class Pipeline:
         now = self._clock()
         for partition in outcome.cold:
             self._cold_due[partition] = now + self._cold_interval
-        for partition, time_ms in outcome.newest.items():
-            self._expiry.acted(partition, time_ms)
+        self._sweeps.committed(outcome)
         ages = np.maximum(now - outcome.produced / MILLISECONDS, 0.0)
         outcomes.count(self._metrics, outcome, ages, seconds, self._spent)
         if outcome.damaged:
@@ -285,6 +277,7 @@ class Pipeline:
         for partition, store in self._stores.items():
             self._signal_log.recall(partition, store)
             self._signals.of(partition).queue = self._queues.get(partition, [])
+        self._sweeps.aborted()
 
     # -- partitions and items -----------------------------------------------------------------
 
@@ -296,12 +289,13 @@ class Pipeline:
         self._stores[partition] = store
         self._signal_log.recall(partition, store)
         self._cold_due[partition] = 0.0
+        self._sweeps.serve(partition, store)
 
     def closed(self, partition: int) -> None:
         """The partition went away."""
         self._stores.pop(partition, None)
         self._cold_due.pop(partition, None)
-        self._expiry.closed(partition)
+        self._sweeps.closed(partition)
 
     def cold_due(self) -> bool:
         """Whether a list for unseen users waits to be published."""
@@ -330,7 +324,7 @@ class Pipeline:
     def serve_with(self, roles: Roles) -> None:
         """Other models from the next batch on; the list for unseen users is due."""
         self._roles = roles
-        self._expiry.layout = roles.champion.layout
+        self._sweeps.serve_with(roles)
         self._cold_due = dict.fromkeys(self._cold_due, 0.0)
         self._metrics.items.set(self.items())
 

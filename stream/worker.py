@@ -145,7 +145,7 @@ class Worker:
         batch = self._next_batch(0.0 if busy else self._settings.batch.linger_ms / 1000)
         if batch.records or self._pipeline.cold_due():
             self._serve(batch)
-        self._sweep()
+        self._sweep(busy=len(batch.records) >= self._settings.batch.max_events)
         self._keep_house()
 
     def _next_batch(self, timeout: float) -> Batch:
@@ -209,10 +209,10 @@ class Worker:
         )
         self._transact(outcome, batch, began)
 
-    def _sweep(self) -> None:
-        """A transaction that follows from no record: users who no longer act are forgotten."""
+    def _sweep(self, *, busy: bool) -> None:
+        """A transaction that follows from no record; `busy` says that the last batch was full."""
         began = time.perf_counter()
-        outcome = self._pipeline.sweep(self._partitions.stores())
+        outcome = self._pipeline.sweep(self._partitions.stores(), busy=busy)
         if outcome.messages:
             self._transact(outcome, Batch(), began)
 
