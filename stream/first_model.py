@@ -24,17 +24,22 @@ Open = Callable[[Bundle], OpenModel]
 
 
 def releases(settings: Settings) -> dict[Role, Release]:
-    """What `models` says now, by role; empty with `model.follow` off. Raises `TopicError`."""
+    """What `models` says now, by role. Raises `TopicError`."""
     found: dict[Role, Release | None] = {}
-    for record in inspection.records(settings, "models") if settings.model.follow else ():
+    for record in inspection.records(settings, "models"):
         if (said := readable(record)) is not None:
             found |= dict([said])
     return {role: release for role, release in found.items() if release is not None}
 
 
+def champion_of(settings: Settings) -> Release | None:
+    """The champion that workers with these settings follow. Raises `TopicError`."""
+    return releases(settings).get("champion") if settings.model.follow else None
+
+
 def bundle(settings: Settings) -> Bundle:
     """What workers with these settings serve, for commands. Raises `BundleError`."""
-    champion = releases(settings).get("champion")
+    champion = champion_of(settings)
     return _configured(settings) if champion is None else bundles.load(champion.bundle)
 
 
@@ -43,7 +48,7 @@ def first(settings: Settings, cache: ModelCache, work: Open) -> tuple[OpenModel,
 
     `work` sets a bundle to work. Raises `BundleError` where there is nothing to serve.
     """
-    champion = releases(settings).get("champion")
+    champion = champion_of(settings)
     if champion is None:
         return work(_configured(settings)), None
     try:

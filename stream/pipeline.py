@@ -332,6 +332,11 @@ class Pipeline:
         """Hear what the users of other workers did."""
         self._signal_log.take(records)
 
+    @property
+    def roles(self) -> Roles:
+        """The models that serve."""
+        return self._roles
+
     def items(self) -> int:
         """Number of items that can be ranked."""
         return self._roles.champion.serving.table.alive()

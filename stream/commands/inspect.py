@@ -30,7 +30,10 @@ def inspect(
     bootstrap_servers: ServersOption = None,
     prefix: PrefixOption = None,
     bundle: Annotated[
-        str | None, typer.Option(help="The worker's model bundle, to read the adapter too.")
+        str | None,
+        typer.Option(
+            help="The worker's model bundle, to read the adapter too. Default: the champion."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -44,6 +47,7 @@ def inspect(
         kafka__bootstrap_servers=bootstrap_servers,
         kafka__prefix=prefix,
         model__bundle=bundle,
+        model__follow=None if bundle is None else False,
     )
     from stream import inspection
 
@@ -92,12 +96,11 @@ def _titled(published: Recommendation, names: dict[int, str]) -> dict[str, Any]:
 
 
 def _model(settings: Settings) -> tuple[ModelConfig, str | None]:
-    """Configuration and version of the bundle that the settings name, or the defaults."""
+    """Configuration and version of the bundle that workers serve, or the defaults."""
     from adapters.types import ModelConfig
+    from stream import assembly, first_model
 
-    if settings.model.bundle is None:
+    if settings.model.bundle is None and first_model.champion_of(settings) is None:
         return ModelConfig(), None
-    from stream import bundles
-
-    loaded = bundles.load(settings.model.bundle)
+    loaded = assembly.load_bundle(settings)
     return loaded.meta.config, loaded.manifest.version
