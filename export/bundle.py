@@ -254,17 +254,19 @@ def _load_local(folder: Path) -> Bundle:
     )
 
 
-def _verify(path: Path, entry: FileEntry) -> None:
+def _verify(path: Path, entry: FileEntry, name: str = "") -> None:
+    """Raise `BundleRefused` unless the file is what `entry` says; `name` is what to call it."""
+    name = name or str(path)
     try:
         size = path.stat().st_size
         same = size == entry.size and _entry(path) == entry
     except FileNotFoundError:
-        raise BundleRefused(f"{path} is missing: the bundle is half-written") from None
+        raise BundleRefused(f"{name} is missing: the bundle is half-written") from None
     except OSError as error:
-        raise BundleRefused(f"{path}: {error.strerror}") from None
+        raise BundleRefused(f"{name}: {error.strerror}") from None
     if not same:
         what = "is cut short" if size < entry.size else "is not what the manifest says"
-        raise BundleRefused(f"{path} {what}: the bundle is damaged")
+        raise BundleRefused(f"{name} {what}: the bundle is damaged")
 
 
 def _matches(folder: Path, manifest: Manifest) -> bool:
@@ -281,7 +283,7 @@ def _download(files: Any, path: str, folder: Path, manifest: Manifest) -> None:
         new.mkdir()
         for file, entry in manifest.files.items():
             _fetch(files, f"{path}/{file}", new / file)
-            _verify(new / file, entry)
+            _verify(new / file, entry, f"{path}/{file}")
         (new / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)

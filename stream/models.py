@@ -114,6 +114,7 @@ class Models:
         self._listen()
         if not self._tail.caught_up():
             return None
+        self._forgive()
         self._go_on()
         self._begin()
         return self._swap()
@@ -138,7 +139,7 @@ class Models:
     # -- what is wanted -----------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """Take note of new records; a refusal holds until its record changes."""
+        """Take note of new records."""
         for record in self._tail.poll():
             found = readable(record)
             if found is None:
@@ -149,7 +150,11 @@ class Models:
                 self._wanted.pop(role, None)
             else:
                 self._wanted[role] = release
-            if role in self._refused and self._refused[role].release != release:
+
+    def _forgive(self) -> None:
+        """A refusal holds until its record changes."""
+        for role, refusal in list(self._refused.items()):
+            if self._wanted.get(role) != refusal.release:
                 del self._refused[role]
 
     def _begin(self) -> None:
