@@ -93,7 +93,8 @@ def _models(
     def work(bundle: Bundle) -> OpenModel:
         return preparing.opened(settings, bundle, stores.vectors(bundle.manifest.encoder.sha))
 
-    model, refusal = patiently(settings, lambda: first_model.first(settings, cache, work))
+    champion = patiently(settings, lambda: first_model.champion_of(settings))
+    model, refusal = first_model.first(settings, champion, cache, work)
     roles = Roles(ServedModel(settings, _serving(settings, model), time.time))
     if not settings.model.follow:
         tell(metrics, roles)
@@ -171,9 +172,9 @@ def store_identity(settings: Settings) -> Identity:
     return Identity(cluster=cluster, state_topic=ids[state], signals_topic=ids[signals])
 
 
-def load_bundle(settings: Settings) -> Bundle:
-    """The bundle that workers with these settings serve. Raises `BundleError`."""
-    return patiently(settings, lambda: first_model.bundle(settings))
+def load_bundle(settings: Settings, user: str | None = None) -> Bundle:
+    """The bundle that workers with these settings serve a user with. Raises `BundleError`."""
+    return patiently(settings, lambda: first_model.bundle(settings, user))
 
 
 def serving(settings: Settings, bundle: Bundle, cache: VectorCache | None = None) -> Serving:

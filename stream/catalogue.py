@@ -35,6 +35,8 @@ from stream.places import Places
 
 Rows = NDArray[np.int64]
 
+_SPARE = 1_024  # rows that wait for new items, at least
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -129,15 +131,16 @@ class CatalogueTable:
         if len(rows) != self.size:
             raise ValueError(f"{self.size} rows cannot move to {len(rows)} others")
         places = torch.from_numpy(rows).to(self._device)
-        tensors = _blank(self._meta, size, self._device)
+        room = size + size // 4 + _SPARE  # rows given out meanwhile must not move all of them again
+        tensors = _blank(self._meta, room, self._device)
         for name, tensor in self._tensors.items():
             tensors[name][places] = tensor[: self.size]
         prior = tensors["prior_items"]
         tensors["prior_items"] = torch.where(prior >= 0, places[prior.clamp(min=0)], -1)
         self._tensors = tensors
-        self._known = _moved(self._known, rows, size, fill=False)
-        self._content = _moved(self._content, rows, size, fill=0)
-        self._id_rows = _moved(self._id_rows, rows, size, fill=-1)
+        self._known = _moved(self._known, rows, room, fill=False)
+        self._content = _moved(self._content, rows, room, fill=0)
+        self._id_rows = _moved(self._id_rows, rows, room, fill=-1)
         self._views = None
 
     def join(self, places: Places) -> None:
@@ -241,7 +244,7 @@ class CatalogueTable:
         capacity = len(self._content)
         if self.size <= capacity and capacity:
             return
-        more = max(2 * capacity, self.size, 1_024) - capacity
+        more = max(2 * capacity, self.size, _SPARE) - capacity
         self._known = np.concatenate([self._known, np.zeros(more, np.bool_)])
         self._content = np.concatenate([self._content, np.zeros(more, np.uint64)])
         self._id_rows = np.concatenate([self._id_rows, np.full(more, -1, np.int64)])

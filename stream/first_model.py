@@ -17,6 +17,7 @@ from stream.model_cache import ModelCache
 from stream.models import Refusal, readable, refusal_of
 from stream.preparing import OpenModel
 from stream.releases import ModelRef, Release, Role
+from stream.roles import challenged
 
 _log = log.get("model")
 
@@ -37,18 +38,22 @@ def champion_of(settings: Settings) -> Release | None:
     return releases(settings).get("champion") if settings.model.follow else None
 
 
-def bundle(settings: Settings) -> Bundle:
-    """What workers with these settings serve, for commands. Raises `BundleError`."""
-    champion = champion_of(settings)
+def bundle(settings: Settings, user: str | None = None) -> Bundle:
+    """What workers with these settings serve a user with, for commands. Raises `BundleError`."""
+    found = releases(settings) if settings.model.follow else {}
+    champion, tried = found.get("champion"), found.get("challenger")
+    if tried is not None and user is not None and challenged([user], tried.share)[0]:
+        return bundles.load(tried.bundle)
     return _configured(settings) if champion is None else bundles.load(champion.bundle)
 
 
-def first(settings: Settings, cache: ModelCache, work: Open) -> tuple[OpenModel, Refusal | None]:
+def first(
+    settings: Settings, champion: Release | None, cache: ModelCache, work: Open
+) -> tuple[OpenModel, Refusal | None]:
     """What a worker serves at first, and why that is not the champion where it is not.
 
     `work` sets a bundle to work. Raises `BundleError` where there is nothing to serve.
     """
-    champion = champion_of(settings)
     if champion is None:
         return work(_configured(settings)), None
     try:

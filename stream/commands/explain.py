@@ -62,7 +62,7 @@ def explain(
     from stream.explaining import Explainer
     from stream.replica import Replica
 
-    loaded = assembly.load_bundle(settings)
+    loaded = assembly.load_bundle(settings, user)
     _, value = inspection.required_record(settings, user)
     published = inspection.last_list(settings, user)
     replica = Replica(settings, loaded)

@@ -67,7 +67,7 @@ def _described(settings: Settings, user: str, value: bytes) -> dict[str, Any]:
     from stream import inspection
     from stream.user_state import Layout, hash_id, support_events
 
-    model, version = _model(settings)
+    model, version = _model(settings, user)
     layout = Layout.of(model)
     published = inspection.last_list(settings, user)
     listed = {} if published is None else {hash_id(e.item): e.item for e in published.items}
@@ -95,12 +95,12 @@ def _titled(published: Recommendation, names: dict[int, str]) -> dict[str, Any]:
     return plain
 
 
-def _model(settings: Settings) -> tuple[ModelConfig, str | None]:
-    """Configuration and version of the bundle that workers serve, or the defaults."""
+def _model(settings: Settings, user: str) -> tuple[ModelConfig, str | None]:
+    """Configuration and version of the bundle that serves the user, or the defaults."""
     from adapters.types import ModelConfig
     from stream import assembly, first_model
 
     if settings.model.bundle is None and first_model.champion_of(settings) is None:
         return ModelConfig(), None
-    loaded = assembly.load_bundle(settings)
+    loaded = assembly.load_bundle(settings, user)
     return loaded.meta.config, loaded.manifest.version
