@@ -64,6 +64,9 @@ def measure(plan: Plan, parts: Collection[str]) -> Results:
     if "memory" in parts:
         with _timed("memory of the stores"):
             results.memory = plans.memory_rows(plan)
+    if "swap" in parts:
+        with _timed("change of the model"):
+            results.swap = plans.swap_row(plan)
     if {"worker", "restore", "restart"} & set(parts):
         with broker() as servers, tempfile.TemporaryDirectory(prefix="innerloop-bench-") as folder:
             _with_broker(plan, parts, servers, Path(folder), results)
@@ -121,7 +124,7 @@ def _arguments() -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measures the worker against a transactional pass-through on the same broker, "
         "the batched inner-loop step against one user after the other, how fast stores come back "
-        "and a killed worker serves again, and the memory of many stores.",
+        "and a killed worker serves again, the memory of many stores, and the pause of a swap.",
     )
     parser.add_argument("--quick", action="store_true", help="small: shows that all of it runs")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; repeatable")

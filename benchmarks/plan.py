@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import floor as floors
-from benchmarks import inner_step, memory, ranking_split, restarting, restoring
+from benchmarks import inner_step, memory, ranking_split, restarting, restoring, swapping
 from benchmarks.feeding import settings_on
 from benchmarks.inner_step import StepSpeed
 from benchmarks.made_up import Size, Traffic
@@ -17,11 +17,12 @@ from benchmarks.ranking_split import RankingSpeed
 from benchmarks.real_worker import serving_worker
 from benchmarks.restarting import Restart
 from benchmarks.restoring import RestoreSpeed
+from benchmarks.swapping import SwapSpeed
 from stream.config import Settings
 from stream.message_types import Event
 from stream.ports import Message
 
-PARTS = ("worker", "ranking", "step", "restore", "restart", "memory")
+PARTS = ("worker", "ranking", "step", "restore", "restart", "memory", "swap")
 PATTERNS = ("distinct", "zipf")
 HISTORY_BATCH = 4_000
 
@@ -91,6 +92,7 @@ class Results:
     restore: RestoreSpeed | None = None
     restart: Restart | None = None
     memory: list[Growth] = field(default_factory=list)
+    swap: SwapSpeed | None = None
 
     @property
     def cpu_floor(self) -> float | None:
@@ -171,6 +173,11 @@ def ranking_rows(plan: Plan) -> list[RankingSpeed]:
 def step_row(plan: Plan) -> StepSpeed:
     """256 users at once against one by one."""
     return inner_step.measure(items=plan.size.items)
+
+
+def swap_row(plan: Plan) -> SwapSpeed:
+    """What a change of the model costs the traffic."""
+    return swapping.measure(plan.size, Settings())
 
 
 def restore_row(plan: Plan, servers: str, folder: Path) -> RestoreSpeed:

@@ -24,6 +24,7 @@ from stream.message_types import Event
 from stream.metrics import Metrics
 from stream.pipeline import Pipeline
 from stream.ports import Message
+from stream.roles import Roles, ServedModel
 from stream.serving import Serving
 from stream.store import Stores
 from stream.worker import Ports, Worker
@@ -127,9 +128,10 @@ def serving_worker(settings: Settings, size: Size, interests: int) -> Iterator[B
     metrics = Metrics()
     with ExitStack() as stack:
         stores = stack.enter_context(assembly.open_stores(settings))
+        served = Serving(meta, "made-up", table, bundled.prior)
         pipeline = Pipeline(
             settings,
-            Serving(meta, "made-up", table, bundled.prior),
+            Roles(ServedModel(settings, served, time.time)),
             metrics,
             partitions=settings.kafka.partitions,
             dead_letter_partitions=1,

@@ -1,4 +1,4 @@
-"""What was measured of restores, restarts and memory, as tables and as JSON."""
+"""What was measured of restores, restarts, memory and swaps, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def lines(results: Results) -> list[str]:
         found.append(_restart(results.restart))
     if results.memory:
         found.append(_memory(results.memory))
+    if (swap := results.swap) is not None:
+        found.append(
+            f"Change of the model, {swap.items:,} items: batches wait {swap.pause:.0f} ms, "
+            f"{swap.ratio:.2f} of a batch of 1,000 ({swap.batch:.0f} ms)"
+        )
     return found
 
 
@@ -56,6 +61,9 @@ def as_json(results: Results) -> dict[str, Any]:
         },
         "restart": None if restart is None else asdict(restart),
         "memory": [{**asdict(one), "bound_mb": one.bound_mb} for one in results.memory],
+        "swap": None
+        if results.swap is None
+        else {**asdict(results.swap), "ratio": results.swap.ratio},
     }
 
 

@@ -32,7 +32,7 @@ from adapters.types import Meta
 from export import bundle_tensors, parity
 from export.bundle_tensors import Items
 from export.encoder import MODEL_FILE, TOKENIZER_FILE, EncoderFiles
-from export.errors import BundleRefused
+from export.errors import BundleRefused, BundleUnreachable
 from export.parity import Parity, Probe
 
 FORMAT_VERSION = 1
@@ -113,23 +113,24 @@ def save(bundle: Bundle, url: str) -> Bundle:
 
 
 def load(url: str, *, cache: Path | None = None) -> Bundle:
-    """The bundle at `url`, verified; from elsewhere than this machine it is copied to `cache`.
+    """The bundle at `url`, verified; it is copied to a folder of its version below `cache`.
 
-    Raises `BundleRefused` for a folder that is no bundle, is half-written, differs from its
-    manifest or has a newer format.
+    Without `cache` a bundle on this machine is read where it is, others go to the user's cache.
+    Raises `BundleUnreachable` where nothing answers, `BundleRefused` for a folder that is
+    half-written, differs from its manifest or has a newer format.
     """
     files, path = _open(url)
-    if isinstance(files, LocalFileSystem):
+    if cache is None and isinstance(files, LocalFileSystem):
         return _load_local(Path(path))
     try:
         manifest = read_manifest(files.cat_file(f"{path}/{MANIFEST_FILE}"), url)
         folder = (cache or platformdirs.user_cache_path("innerloop") / "bundles") / manifest.version
         if not _matches(folder, manifest):
             _download(files, path, folder, manifest)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise _not_a_bundle(url) from None
     except OSError as error:
-        raise BundleRefused(f"{url}: {error}") from None
+        raise BundleUnreachable(f"{url}: {error}") from None
     return _load_local(folder)
 
 
@@ -253,17 +254,19 @@ def _load_local(folder: Path) -> Bundle:
     )
 
 
-def _verify(path: Path, entry: FileEntry) -> None:
+def _verify(path: Path, entry: FileEntry, name: str = "") -> None:
+    """Raise `BundleRefused` unless the file is what `entry` says; `name` is what to call it."""
+    name = name or str(path)
     try:
         size = path.stat().st_size
         same = size == entry.size and _entry(path) == entry
     except FileNotFoundError:
-        raise BundleRefused(f"{path} is missing: the bundle is half-written") from None
+        raise BundleRefused(f"{name} is missing: the bundle is half-written") from None
     except OSError as error:
-        raise BundleRefused(f"{path}: {error.strerror}") from None
+        raise BundleRefused(f"{name}: {error.strerror}") from None
     if not same:
         what = "is cut short" if size < entry.size else "is not what the manifest says"
-        raise BundleRefused(f"{path} {what}: the bundle is damaged")
+        raise BundleRefused(f"{name} {what}: the bundle is damaged")
 
 
 def _matches(folder: Path, manifest: Manifest) -> bool:
@@ -279,11 +282,18 @@ def _download(files: Any, path: str, folder: Path, manifest: Manifest) -> None:
         new = Path(name) / "new"
         new.mkdir()
         for file, entry in manifest.files.items():
-            files.get_file(f"{path}/{file}", str(new / file))
-            _verify(new / file, entry)
+            _fetch(files, f"{path}/{file}", new / file)
+            _verify(new / file, entry, f"{path}/{file}")
         (new / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
+
+
+def _fetch(files: Any, source: str, target: Path) -> None:
+    try:
+        files.get_file(source, str(target))
+    except FileNotFoundError:
+        raise BundleRefused(f"{source} is missing: the bundle is half-written") from None
 
 
 def _encoder_files(folder: Path, manifest: Manifest) -> EncoderFiles:
@@ -312,8 +322,10 @@ def _open(url: str) -> tuple[Any, str]:
     return files, str(path).rstrip("/")
 
 
-def _not_a_bundle(where: str) -> BundleRefused:
-    return BundleRefused(f"{where} has no {MANIFEST_FILE}: no bundle, or one that is half-written")
+def _not_a_bundle(where: str) -> BundleUnreachable:
+    return BundleUnreachable(
+        f"{where} has no {MANIFEST_FILE}: no bundle, or one that is half-written"
+    )
 
 
 def _plain(version: str) -> bool:

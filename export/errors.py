@@ -14,3 +14,7 @@ class BundleRefused(Exception):
 
 class EncoderError(BundleRefused):
     """The encoder cannot run here, or not on the device that was asked for."""
+
+
+class BundleUnreachable(BundleRefused):
+    """A bundle whose address does not answer, or has none yet: it may be there later."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,19 +13,23 @@ from typing import TypeVar
 import torch
 
 from export.bundle import Bundle
-from stream import bundles, checkpoints, log, topics
-from stream.catalogue import CatalogueTable, dense_field
+from stream import checkpoints, first_model, inspection, log, preparing, topics
 from stream.checkpoints import Checkpoint
 from stream.config import Settings
-from stream.errors import BrokerUnavailable, BundleError
+from stream.errors import BrokerUnavailable
 from stream.http import Endpoint
-from stream.item_encoder import ItemEncoder
 from stream.kafka.admin import Admin
 from stream.kafka.consumer import GroupConsumer
 from stream.kafka.producer import TransactionalProducer
 from stream.kafka.reader import LogReader, Tail
+from stream.messages import Deletion, Item, decode_items
 from stream.metrics import Metrics
+from stream.model_cache import ModelCache
+from stream.models import Models, tell
 from stream.pipeline import Pipeline
+from stream.preparing import OpenModel, Preparer
+from stream.releases import ModelRef
+from stream.roles import Roles, ServedModel
 from stream.serving import Serving
 from stream.store import Identity, Stores, VectorCache
 from stream.worker import Ports, Worker
@@ -54,26 +59,72 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
     `TopicError`, `BundleError`, `StateError`, `BrokerUnavailable` or `PortInUse`.
     """
     partitions = patiently(settings, lambda: topics.require(settings))
-    bundle = load_bundle(settings)
     metrics = Metrics()
     with ExitStack() as stack:
         stores = stack.enter_context(open_stores(settings))
-        served = serving(settings, bundle, stores.vectors(bundle.manifest.encoder.sha))
-        metrics.model.labels(served.version).set(1)
+        roles, models = _models(settings, stores, metrics, checkpoint, stack)
         pipeline = Pipeline(
             settings,
-            served,
+            roles,
             metrics,
             partitions=partitions,
             dead_letter_partitions=patiently(settings, lambda: _count(settings, "dead_letters")),
         )
-        made = Worker(settings, _ports(settings, stores, checkpoint, stack), pipeline, metrics)
+        ports = _ports(settings, stores, checkpoint, stack)
+        made = Worker(settings, ports, pipeline, metrics, models)
         endpoint = Endpoint(settings.http, metrics.registry, made.healthy, made.ready)
         stack.callback(endpoint.close)
         gc.collect()
         gc.freeze()  # torch and the model stay: looking through them stops a batch for 0.2 s
         stack.callback(gc.unfreeze)
         yield Running(made, endpoint, stores.worker_id)
+
+
+def _models(
+    settings: Settings,
+    stores: Stores,
+    metrics: Metrics,
+    checkpoint: Checkpoint,
+    stack: ExitStack,
+) -> tuple[Roles, Models | None]:
+    """The model to begin with, and who follows `models`; None with `model.follow` off."""
+    cache = ModelCache(settings.state.dir, stores.topics)
+
+    def work(bundle: Bundle) -> OpenModel:
+        return preparing.opened(settings, bundle, stores.vectors(bundle.manifest.encoder.sha))
+
+    champion = patiently(settings, lambda: first_model.champion_of(settings))
+    model, refusal = first_model.first(settings, champion, cache, work)
+    roles = Roles(ServedModel(settings, _serving(settings, model), time.time))
+    if not settings.model.follow:
+        tell(metrics, roles)
+        return roles, None
+    cache.served(model.version, model.terms)
+    cache.tidy([model.version])
+
+    def open_release(ref: ModelRef) -> OpenModel:
+        checkpoint(checkpoints.PREPARING)
+        bundle = cache.fetch(ref)
+        checkpoint(checkpoints.COPIED)
+        return work(bundle)
+
+    models = Models(
+        settings,
+        roles,
+        tail=patiently(settings, lambda: Tail(settings.kafka, settings.kafka.topic("models"))),
+        preparer=Preparer(open_release, lambda: _items(settings), settings.model.threads or 1),
+        executor=ThreadPoolExecutor(1, "model"),
+        metrics=metrics,
+        cache=cache,
+        refused=refusal,
+    )
+    stack.callback(models.close)
+    return roles, models
+
+
+def _items(settings: Settings) -> list[Item | Deletion]:
+    """Everything that `items` says now; what cannot be read is the loop's to report."""
+    return decode_items(list(inspection.records(settings, "items")), settings.messages).accepted
 
 
 def patiently(settings: Settings, call: Callable[[], T]) -> T:
@@ -121,37 +172,19 @@ def store_identity(settings: Settings) -> Identity:
     return Identity(cluster=cluster, state_topic=ids[state], signals_topic=ids[signals])
 
 
-def load_bundle(settings: Settings) -> Bundle:
-    """The bundle that the settings name. Raises `BundleError`."""
-    if settings.model.bundle is None:
-        raise BundleError(
-            "none is named",
-            remedy="Train one with `innerloop train` and name it with --bundle FOLDER.",
-        )
-    return bundles.load(settings.model.bundle)
+def load_bundle(settings: Settings, user: str | None = None) -> Bundle:
+    """The bundle that workers with these settings serve a user with. Raises `BundleError`."""
+    return patiently(settings, lambda: first_model.bundle(settings, user))
 
 
 def serving(settings: Settings, bundle: Bundle, cache: VectorCache | None = None) -> Serving:
     """The model of a bundle with its catalogue, on the device that the settings name."""
-    device = choose_device(settings.model.device)
+    return _serving(settings, preparing.opened(settings, bundle, cache))
+
+
+def _serving(settings: Settings, model: OpenModel) -> Serving:
     torch.set_num_threads(settings.model.threads or 1)  # more workers beat more threads
-    encoder = bundles.encoder(bundle, device=device, threads=settings.model.threads)
-    items = ItemEncoder(encoder, cache, dense_field(bundle.items))
-    table = CatalogueTable(bundle.meta, bundle.items, items, device=device)
-    version = bundle.manifest.version
-    return Serving(bundle.meta.to(device), version, table, bundle.items.prior)
-
-
-def choose_device(wanted: str) -> str:
-    """`cuda` or `cpu`; says so when a GPU was asked for and is not there."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BundleError(
-            "model.device is cuda, but torch finds no GPU",
-            remedy="Set model.device to auto or cpu, or run `innerloop doctor`.",
-        )
-    return wanted
+    return Serving(model.meta, model.version, model.table(), model.items.prior)
 
 
 def _count(settings: Settings, role: str) -> int:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from export import bundle as bundles
+from export import parity
 from export.bundle import Bundle
 from export.encoder import OnnxEncoder
 from export.errors import BundleRefused
-from stream.errors import BundleError
+from export.errors import BundleUnreachable as Unreachable
+from stream.errors import BundleError, BundleUnreachable
 
 
-def load(url: str) -> Bundle:
-    """The bundle at a path or an fsspec address, verified. Raises `BundleError`."""
+def load(url: str, *, cache: Path | None = None) -> Bundle:
+    """The bundle at a path or an fsspec address, verified; with `cache` a copy below it.
+
+    Raises `BundleError`, `BundleUnreachable` where it may be there later.
+    """
     with refusals():
-        return bundles.load(url)
+        return bundles.load(url, cache=cache)
 
 
 def save(bundle: Bundle, url: str) -> Bundle:
@@ -30,10 +36,19 @@ def encoder(bundle: Bundle, *, device: str = "auto", threads: int = 0) -> OnnxEn
         return OnnxEncoder(bundle.encoder, device=device, threads=threads)
 
 
+def require_parity(bundle: Bundle, encoder: OnnxEncoder) -> None:
+    """Hold the encoder, as it runs here, against the bundle's probe set. Raises `BundleError`."""
+    with refusals():
+        found = parity.compare(bundle.probe.vectors, encoder.encode(bundle.probe.texts))
+        parity.require(found)
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Turns what `export` refuses into `BundleError`."""
     try:
         yield
+    except Unreachable as refused:
+        raise BundleUnreachable(refused.detail, remedy=refused.remedy) from None
     except BundleRefused as refused:
         raise BundleError(refused.detail, remedy=refused.remedy) from None

@@ -1,8 +1,11 @@
-"""The items a worker can rank: rows of vectors that follow the `items` topic.
+"""The items a model can rank: rows of vectors that follow the `items` topic.
 
-The items of the bundle have the first rows, in the bundle's order, so that its priors need no
-translation; they are evidence from the start and ranked once their message has come. Rows are
-never given up: a deleted item is not ranked, but what users did with it still counts.
+The items of the bundle are evidence from the start and ranked once their message has come. A
+deleted item is not ranked, but what users did with it still counts. Rows are those of `Places`,
+which models have in common; a row whose item this model has never met is unknown to it.
+
+A table is made with rows of its own, in the bundle's order, so that its priors need no translation.
+That may be in another thread; `align` and `join` then bring it to the rows of the worker.
 
 Changes come in three steps, of which only the slow middle one may run in another thread:
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +28,14 @@ from torch import Tensor
 from adapters import towers
 from adapters.types import Catalogue, Meta
 from export.bundle_tensors import Items
-from stream.hash_index import HashIndex, item_hashes
+from stream.hash_index import item_hashes
 from stream.item_encoder import DenseField, ItemEncoder, ItemRows, features, title
 from stream.messages import Deletion, Item, content_hash
-from stream.user_state import low_half
+from stream.places import Places
 
 Rows = NDArray[np.int64]
+
+_SPARE = 1_024  # rows that wait for new items, at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +48,9 @@ class Plan:
 
 
 class CatalogueTable:
-    """Ids, hashes and rows of items, and the matrices aligned with them.
+    """Which items a model knows, and the matrices aligned with the rows of `places`.
 
-    `version` rises whenever what can be ranked, or how, has changed. Not safe for use from
+    `state` differs whenever what can be ranked, or how, has changed. Not safe for use from
     several threads at once, apart from what `ItemEncoder` does on its own.
     """
 
@@ -52,49 +58,97 @@ class CatalogueTable:
         self, meta: Meta, items: Items, encoder: ItemEncoder, *, device: str = "cpu"
     ) -> None:
         self.version = 0
-        self.size = 0
-        self.ids: list[str] = []
-        self.titles: list[str] = []
+        self.places = Places(len(items))
         self._meta = meta.to(device)
         self._encoder = encoder
         self._device = device
-        self._index = HashIndex(np.uint64, len(items))
-        self._low = HashIndex(np.uint32, len(items))
-        self._hashes = np.zeros(0, np.uint64)
+        self._known = np.zeros(0, np.bool_)
+        self._met = 0  # rows there were at the last look
+        self._all_known = True  # of them
         self._content = np.zeros(0, np.uint64)
         self._id_rows = np.zeros(0, np.int64)
         self._tensors = _blank(self._meta, 0, device)
-        self._views: tuple[int, Catalogue] | None = None
+        self._views: tuple[tuple[int, int], Catalogue] | None = None
         self._add_bundle(items)
 
     # -- looking up ---------------------------------------------------------------------------
 
+    @property
+    def size(self) -> int:
+        """Number of rows, those of items that this model does not know included."""
+        return self.places.size
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Equal as long as nothing has changed."""
+        return self.version, self.size
+
+    @property
+    def ids(self) -> list[str]:
+        """Item ids by row."""
+        return self.places.ids
+
+    @property
+    def titles(self) -> list[str]:
+        """What to call the items in front of people, by row."""
+        return self.places.titles
+
     def rows_of(self, hashes: NDArray[np.uint64]) -> Rows:
         """Rows of item hashes, in their shape, -1 = unknown."""
-        return self._index.find(hashes)
+        return self._if_known(self.places.find(hashes))
 
     def rows_of_low(self, hashes: NDArray[np.uint32]) -> Rows:
         """Rows [m] by the low 32 bits of item hashes; where two items share them, the older."""
-        return self._low.find(hashes)
+        return self._if_known(self.places.find_low(hashes))
 
     def row(self, item: str) -> int:
         """The row of an item id, -1 = unknown."""
         return int(self.rows_of(item_hashes([item]))[0])
 
-    def hashes_of(self, rows: Rows) -> NDArray[np.uint64]:
-        """Item hashes [m] of rows [m] >= 0."""
-        return np.asarray(self._hashes[rows])
-
     def catalogue(self) -> Catalogue:
         """The matrices as views of all rows, the same object until the next change."""
-        if self._views is None or self._views[0] != self.version:
+        if self._views is None or self._views[0] != self.state:
+            self._fit()
             views = {name: tensor[: self.size] for name, tensor in self._tensors.items()}
-            self._views = self.version, Catalogue(**views)
+            self._views = self.state, Catalogue(**views)
         return self._views[1]
 
     def alive(self) -> int:
         """Number of items that can be ranked."""
         return int(self._tensors["alive"][: self.size].sum())
+
+    def _if_known(self, rows: Rows) -> Rows:
+        self._fit()
+        return rows if self._all_known else np.where(self._known[rows] & (rows >= 0), rows, -1)
+
+    # -- the rows of the worker ---------------------------------------------------------------
+
+    def align(self, rows: Rows, size: int) -> None:
+        """Move row i to `rows`[i] of `size` in all; for any thread, nothing is looked up.
+
+        Raises `ValueError` for another number of rows than the table has.
+        """
+        if len(rows) != self.size:
+            raise ValueError(f"{self.size} rows cannot move to {len(rows)} others")
+        places = torch.from_numpy(rows).to(self._device)
+        room = size + size // 4 + _SPARE  # rows given out meanwhile must not move all of them again
+        tensors = _blank(self._meta, room, self._device)
+        for name, tensor in self._tensors.items():
+            tensors[name][places] = tensor[: self.size]
+        prior = tensors["prior_items"]
+        tensors["prior_items"] = torch.where(prior >= 0, places[prior.clamp(min=0)], -1)
+        self._tensors = tensors
+        self._known = _moved(self._known, rows, room, fill=False)
+        self._content = _moved(self._content, rows, room, fill=0)
+        self._id_rows = _moved(self._id_rows, rows, room, fill=-1)
+        self._views = None
+
+    def join(self, places: Places) -> None:
+        """From now on the rows are those of `places`, which `align` has moved to."""
+        self.places = places
+        self._fit()
+        self._all_known = bool(self._known[: self.size].all())
+        self.version += 1
 
     # -- changing -----------------------------------------------------------------------------
 
@@ -170,27 +224,29 @@ class CatalogueTable:
         self._tensors["text"][place] = towers.reduce_text(self._meta, read.text)
 
     def _rows_for(self, ids: Sequence[str], hashes: NDArray[np.uint64]) -> Rows:
-        """The rows of items, given out in order to those that have none yet."""
-        rows = self.rows_of(hashes)
-        new = np.flatnonzero(rows < 0)
-        rows[new] = self.size + np.arange(len(new))
-        self._resize(self.size + len(new))
-        self._hashes[rows[new]] = hashes[new]
-        self._index.add(hashes[new], rows[new])
-        self._low.add(low_half(hashes[new]), rows[new])
-        self.ids.extend(ids[i] for i in new.tolist())
-        self.titles.extend(ids[i] for i in new.tolist())
+        """The rows of items that this model knows from now on."""
+        self._fit()
+        rows = self.places.take(ids, hashes)
+        self._resize()
+        self._known[rows] = True
+        self._all_known = self._all_known or bool(self._known[: self.size].all())
         return rows
 
-    def _resize(self, size: int) -> None:
-        """Room for `size` rows; capacity doubles, rows keep what they hold."""
-        self.size = size
+    def _fit(self) -> None:
+        """Room for rows that were given out meanwhile, to items that this model does not know."""
+        if self.size > self._met:
+            self._all_known = False
+            self._resize()
+
+    def _resize(self) -> None:
+        """Room for all rows; capacity doubles, rows keep what they hold."""
+        self._met = self.size
         capacity = len(self._content)
-        if size <= capacity and capacity:
+        if self.size <= capacity and capacity:
             return
-        more = max(2 * capacity, size, 1_024) - capacity
+        more = max(2 * capacity, self.size, _SPARE) - capacity
+        self._known = np.concatenate([self._known, np.zeros(more, np.bool_)])
         self._content = np.concatenate([self._content, np.zeros(more, np.uint64)])
-        self._hashes = np.concatenate([self._hashes, np.zeros(more, np.uint64)])
         self._id_rows = np.concatenate([self._id_rows, np.full(more, -1, np.int64)])
         blank = _blank(self._meta, more, self._device)
         self._tensors = {k: torch.cat([t, blank[k]]) for k, t in self._tensors.items()}
@@ -206,6 +262,13 @@ class CatalogueTable:
         }
         for name, values in prior.items():
             self._tensors[name][: len(rows)] = values.to(self._device)
+
+
+def _moved(column: NDArray[Any], rows: Rows, size: int, *, fill: float) -> NDArray[Any]:
+    """The first entries of a column at `rows` of `size`, `fill` elsewhere."""
+    out = np.full(size, fill, column.dtype)
+    out[rows] = column[: len(rows)]
+    return out
 
 
 def dense_field(items: Items) -> DenseField | None:

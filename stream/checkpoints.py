@@ -23,8 +23,12 @@ COMMITTING = "committing"  # step 8: the next call commits
 COMMITTED = "committed"  # step 8: committed, no store has it
 APPLYING = "applying"  # step 9: some stores have it, others do not
 APPLIED = "applied"  # step 9: all stores have it
+PREPARING = "preparing"  # a model: its bundle is about to be read, in another thread
+COPIED = "copied"  # a model: its bundle is on the disk of the worker
+SWAPPED = "swapped"  # between two batches: another model serves
 REVOKED = "revoked"  # step 10: a store was closed
 
+OF_MODELS = (PREPARING, COPIED, SWAPPED)
 OF_PARTITIONS = (ASSIGNED, RESTORING, RESTORED, REVOKED)
 OF_TRANSACTIONS = (
     COMPUTED,

@@ -224,7 +224,20 @@ class Ranking(Section):
 class Model(Section):
     """Where the model comes from and where it runs."""
 
-    bundle: str | None = Field(None, description="any fsspec address of a bundle folder")
+    bundle: str | None = Field(
+        None,
+        description="any fsspec address of a bundle folder; with model.follow until `models` "
+        "names a champion",
+    )
+    follow: bool = Field(
+        True, description="take over what `models` names, without a restart; off: model.bundle"
+    )
+    refresh_within_days: float = Field(
+        7.0,
+        ge=0,
+        description="after a change of the model, users whose last event is no older get a list "
+        "by the new one without acting; 0 = nobody",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA where it works")
     threads: int = Field(
         0,

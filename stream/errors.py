@@ -74,6 +74,10 @@ class BundleError(InnerloopError):
     exit_code = 5
 
 
+class BundleUnreachable(BundleError):
+    """The model bundle cannot be read. Check the address and that this machine may read it."""
+
+
 class StateError(InnerloopError):
     """The state folder cannot be used. Free the folder or name another with --state-dir."""
 

@@ -46,7 +46,7 @@ class Expiry:
         """Without `ttl_days` nobody expires; `clock` paces the passes."""
         self._ttl_ms = None if ttl_days is None else round(ttl_days * _DAY_MS)
         self._pause_s = min(max(PAUSE_S[0], (self._ttl_ms or 0) / 10_000), PAUSE_S[1])
-        self._layout = layout
+        self.layout = layout
         self._clock = clock
         self._newest: dict[int, int] = {}
         self._passes: dict[int, _Pass] = {}
@@ -77,9 +77,9 @@ class Expiry:
     def _expired(self, keys: list[bytes], store: PartitionStore, before: int) -> list[bytes]:
         """Users among `keys` who last acted before that time; a scan may be older than this."""
         found = zip(keys, store.get_many(keys), strict=True)
-        readable = ((key, value) for key, value in found if not self._layout.damaged(value))
+        readable = ((key, value) for key, value in found if not self.layout.damaged(value))
         there = [(key, value) for key, value in readable if value is not None]
-        old = _last_acted(self._layout.decode([value for _, value in there])) < before
+        old = _last_acted(self.layout.decode([value for _, value in there])) < before
         return [key[len(USER) :] for (key, _), gone in zip(there, old, strict=True) if gone]
 
 

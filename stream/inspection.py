@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,16 +96,17 @@ def committed(reader: LogReaderPort, starts: Mapping[TopicPartition, int]) -> It
         yield from batch
 
 
+def records(settings: Settings, role: str) -> Iterator[Record]:
+    """All committed records of a topic as it is now. Raises `TopicError`."""
+    with Admin(settings.kafka) as admin:
+        starts = admin.start_offsets(admin.partitions(settings.kafka.topic(role)))
+    with closing(LogReader(settings.kafka)) as reader:
+        yield from committed(reader, starts)
+
+
 def item_names(settings: Settings, hashes: Collection[int]) -> dict[int, str]:
     """Titles, or else ids, of the items with these hashes, from the `items` topic."""
-    kafka = settings.kafka
-    with Admin(kafka) as admin:
-        starts = admin.start_offsets(admin.partitions(kafka.topic("items")))
-    reader = LogReader(kafka)
-    try:
-        wanted = [r for r in committed(reader, starts) if r.key and hash_id(r.key) in hashes]
-    finally:
-        reader.close()
+    wanted = [r for r in records(settings, "items") if r.key and hash_id(r.key) in hashes]
     ids = {hash_id(r.key): r.key.decode(errors="replace") for r in wanted if r.key}
     items = (message for message in decode_items(wanted, settings.messages).accepted)
     return ids | {hash_id(i.item): _named(i) for i in items if isinstance(i, Item)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -126,6 +127,14 @@ class Learner:
             (i, None if gone[i] else value)
             for i, value in zip(places.tolist(), values, strict=True)
         ]
+
+    def refreshed(self, stored: Sequence[bytes]) -> Records:
+        """The records [n] with adapters of this model and their next version, without an event."""
+        records = self._layout.decode(stored)
+        new = self._layout.set_adapter(records, self._state(records))
+        new["state_version"] += np.uint64(1)
+        new["model"] = self._model
+        return new
 
     # -- learn --------------------------------------------------------------------------------
 
@@ -310,7 +319,7 @@ class Learner:
         partitions = users.partitions[part.users]
         for partition in np.unique(partitions).tolist():
             mine = block.mask & (partitions == partition)[:, None]
-            delta = self._serving.observe(
+            delta = self._serving.signals.observe(
                 partition, rows[mine], block.values[mine], times[mine], previous[mine]
             )
             users.touched[partition].append(delta.rows)

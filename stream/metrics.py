@@ -146,7 +146,23 @@ class Metrics:
             "innerloop_restored_records", "Changelog records replayed", registry=r
         )
         self.model = Gauge(
-            "innerloop_model", "1 for the model being served", ["version"], registry=r
+            "innerloop_model", "Share of the users that a model serves", ["version"], registry=r
+        )
+        self.swaps = Counter("innerloop_model_swaps", "Changes of what serves", registry=r)
+        self.swap_pause = Histogram(
+            "innerloop_model_pause_seconds",
+            "How long batches waited for a change of the model",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.models_refused = Counter(
+            "innerloop_models_refused", "Releases that could not serve", registry=r
+        )
+        self.refreshed = Counter(
+            "innerloop_refreshed_users", "Users given a list by a new model", registry=r
+        )
+        self.refresh_left = Gauge(
+            "innerloop_refresh_left", "Active users whom an older model served last", registry=r
         )
 
     def forget_partition(self, partition: int) -> None:

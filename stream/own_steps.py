@@ -36,7 +36,7 @@ class OwnWeights:
         `before` and `state` are their records and adapters before it, `rows` [n, t] the items.
         """
         liked = block.mask & (rows >= 0) & (block.values > 0)
-        liked &= self._serving.streamed(block.times / MILLISECONDS)
+        liked &= self._serving.signals.streamed(block.times / MILLISECONDS)
         liked &= (before["shots"] > 0)[:, None]
         users = np.flatnonzero(liked.any(1))
         if not len(users):
@@ -48,6 +48,6 @@ class OwnWeights:
         }
         view = self._viewer.view(picked(before, users), adapter.read(meta, mine))
         taken = self._viewer.tensor(rows[users, newest])
-        drawn = own_weights.sampled(prepared, self._serving.opened)
+        drawn = own_weights.sampled(prepared, self._serving.signals.opened)
         found = own_weights.evidence(meta, prepared, view, taken, drawn)
         records["delta"][users] = own_weights.step(meta, found, view.delta).cpu().numpy()

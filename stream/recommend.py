@@ -35,7 +35,7 @@ class Recommender:
         self._layout = Layout.of(serving.meta.config)
 
     def lists(
-        self, names: Sequence[str], records: Records, causes: Sequence[Cause]
+        self, names: Sequence[str], records: Records, causes: Sequence[Cause | None]
     ) -> tuple[list[bytes], list[str]]:
         """The lists of n users, and the strategy that made each."""
         control = self.control(names)

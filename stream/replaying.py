@@ -72,12 +72,18 @@ class Replayer:
         return found
 
     def compare(
-        self, state: Mapping[bytes, bytes], replayed: Replayed, *, cut: bool, adapters: bool = True
+        self,
+        state: Mapping[bytes, bytes],
+        replayed: Replayed,
+        *,
+        cut: bool,
+        adapters: bool = True,
+        refreshed: bool = False,
     ) -> Iterator[Finding]:
         """Every user of a partition; `state` maps user ids to records.
 
         `cut` says that retention has deleted the beginning of the log; `adapters` whether to
-        compare these too.
+        compare these too; `refreshed` that users may have had lists without an event.
         """
         known = Circumstances(
             layout=self._layout,
@@ -88,6 +94,7 @@ class Replayer:
             moving=frozenset(replayed.moving),
             late=frozenset(replayed.late),
             adapters=adapters,
+            refreshed=refreshed,
         )
         expected = replayed.records()
         for user in sorted(expected.keys() | state.keys()):
@@ -104,7 +111,7 @@ class Replayer:
         )
         users, owner = self._learner.load(batch, {kept[0].partition: found.store})
         self._learner.learn(batch, users, owner)
-        self._serving.forget_signals(kept[0].partition)
+        self._serving.signals.forget(kept[0].partition)
         changed = self._learner.changed(users)
         found.store.apply([Put(user_key(users.names[i].encode()), v) for i, v in changed], {})
         self._note(batch, found)

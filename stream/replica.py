@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-
 from export.bundle import Bundle
 from stream import assembly, inspection
 from stream.config import Settings
-from stream.kafka.admin import Admin
-from stream.kafka.reader import LogReader
 from stream.messages import Deletion, Item, content_hash, decode_items
-from stream.ports import Record
 from stream.signal_log import SignalLog
 
 ITEM_GRACE_MS = 60_000
@@ -35,13 +29,15 @@ class Replica:
 
     def follow_signals(self, now: float = 0.0) -> None:
         """Read `signals`, and move event time on to its newest or to `now` (unix seconds)."""
-        signals = SignalLog(self.serving)
-        signals.take(list(records(self._settings, "signals")))
-        parts = self.serving.signals.values()
-        self.serving.advance(max([now, *(float(s.times.max(initial=0.0)) for s in parts)]), [])
+        signals = SignalLog(self.serving.signals)
+        signals.take(list(inspection.records(self._settings, "signals")))
+        parts = self.serving.signals.parts.values()
+        self.serving.signals.advance(
+            max([now, *(float(s.times.max(initial=0.0)) for s in parts)]), []
+        )
 
     def _read_items(self) -> None:
-        read = list(records(self._settings, "items"))
+        read = list(inspection.records(self._settings, "items"))
         batch = decode_items(read, self._settings.messages)
         self.serving.table.upsert(batch.accepted)
         for message, place in zip(batch.accepted, batch.places, strict=True):
@@ -54,11 +50,3 @@ class Replica:
             return
         if content_hash(message.fields) != self._content.get(message.item):
             self.known_since[message.item] = produced + ITEM_GRACE_MS
-
-
-def records(settings: Settings, role: str) -> Iterator[Record]:
-    """All committed records of a topic as it is now. Raises `TopicError`."""
-    with Admin(settings.kafka) as admin:
-        starts = admin.start_offsets(admin.partitions(settings.kafka.topic(role)))
-    with closing(LogReader(settings.kafka)) as reader:
-        yield from inspection.committed(reader, starts)

@@ -14,6 +14,7 @@ could bring back a user who was forgotten.
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import time
@@ -340,7 +341,7 @@ class Stores:
         self._max_idle_s = max_idle_s
         self._shared = SharedResources(cache_mb, write_buffer_mb)
         self._stores: dict[int, Store] = {}
-        self._caches: list[VectorCache] = []
+        self._vectors: VectorCache | None = None
         self._lock: StateLock = lock_state_dir(folder)
         self.worker_id = worker_id(folder, configured_id)
         self.unowned = UnownedStores(folder)
@@ -360,16 +361,21 @@ class Stores:
         )
         return self._stores[partition]
 
+    @property
+    def topics(self) -> str:
+        """Which topics of which cluster this is the state of."""
+        return json.dumps(asdict(self._identity), sort_keys=True)
+
     def vectors(self, encoder: str) -> VectorCache:
         """The cache of item vectors for the encoder with this sha."""
-        cache = VectorCache(self._folder, encoder, self._shared)
-        self._caches.append(cache)
-        return cache
+        if self._vectors is None:
+            self._vectors = VectorCache(self._folder, encoder, self._shared)
+        return self._vectors.of(encoder)
 
     def close(self) -> None:
         """Close what is still open and let go of the folder."""
         for store in self._stores.values():
             store.close()
-        for cache in self._caches:
-            cache.close()
+        if self._vectors is not None:
+            self._vectors.close()
         self._lock.close()

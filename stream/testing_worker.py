@@ -11,8 +11,10 @@ Everything but the broker, RocksDB and BERT is the real thing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -23,14 +25,18 @@ from adapters import adapter, experts, profiles, rerank, towers
 from adapters.experts import Prior
 from adapters.types import Meta, ModelConfig
 from export.bundle_tensors import Items
-from stream.catalogue import CatalogueTable
 from stream.config import Settings
 from stream.item_encoder import ItemEncoder, Progress, TextEncoder
 from stream.message_encoding import encode
 from stream.message_types import Event, Field, Forget, Interaction, Item
+from stream.messages import Deletion, decode_items
 from stream.metrics import Metrics
+from stream.models import Models
 from stream.pipeline import Pipeline
 from stream.ports import PartitionStore
+from stream.preparing import OpenModel, Preparer
+from stream.releases import ModelRef, Release, Role, encode_release
+from stream.roles import Roles, ServedModel
 from stream.serving import Serving
 from stream.testing import MemoryConsumer, MemoryProducer, MemoryReader, MemoryTail
 from stream.testing_log import MemoryLog
@@ -41,6 +47,8 @@ NOW = 1_700_000_000.0
 """The wall clock and the event time at which a world begins, unix seconds."""
 
 _WIDTH = 32
+
+T = TypeVar("T")
 
 
 class LetterEncoder:
@@ -80,16 +88,15 @@ def untrained_model(
     *,
     seed: int = 0,
     encoder: TextEncoder | None = None,
+    **changes: Any,
 ) -> tuple[Meta, Items]:
-    """A model with random weights, and the items of its bundle, as `encoder` reads them."""
-    config = ModelConfig(
-        dim=16,
-        text_dim=8,
-        heads=2,
-        key_dim=4,
-        value_dim=4,
-        actions=tuple(settings.messages.actions),
-    )
+    """A model with random weights, and the items of its bundle, as `encoder` reads them.
+
+    `changes` are those of its configuration.
+    """
+    actions = tuple(settings.messages.actions)
+    small = ModelConfig(dim=16, text_dim=8, heads=2, key_dim=4, value_dim=4, actions=actions)
+    config = replace(small, **changes)
     rows = ItemEncoder(encoder or LetterEncoder()).rows(items)
     generator = torch.Generator().manual_seed(seed)
     read = rows.features(np.arange(len(rows)))
@@ -119,6 +126,34 @@ def untrained_model(
     return Meta(config, tensors), bundled
 
 
+class HeldExecutor(Executor):
+    """Runs at once what is submitted, unless it is held: then `let_go` does."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """A future that is done already, unless this is held."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._waiting.append(run)
+        if not self.held:
+            self.let_go()
+        return future
+
+    def let_go(self) -> None:
+        """Run what waits."""
+        while self._waiting:
+            self._waiting.pop(0)()
+
+
 class MemoryWorld:
     """Topics, stores and workers in memory; the wall clock stands still unless it is moved."""
 
@@ -138,12 +173,15 @@ class MemoryWorld:
         self.partitions = partitions
         self.metrics = Metrics()
         self.stores: dict[int, MemoryStore] = {}
-        self._model = model or untrained_model(items, self.settings)
+        self.executor = HeldExecutor()
+        self.models: dict[str, tuple[Meta, Items] | Exception] = {}
+        """What bundles hold by version, or what reading them raises."""
+        self.offer("test-1", model or untrained_model(items, self.settings))
         kafka = self.settings.kafka
         for role in ("events", "state", "signals"):
             self.log.create(kafka.topic(role), partitions)
         self.log.create(kafka.topic("recommendations"), partitions, max_bytes=largest_list)
-        for role in ("items", "dead_letters"):
+        for role in ("items", "models", "dead_letters"):
             self.log.create(kafka.topic(role))
         for one in items:
             self.send_item(one)
@@ -176,22 +214,61 @@ class MemoryWorld:
         """Ask to erase a user."""
         self.send(Forget(id=f"forget-{user}", timestamp=int(self.clock * 1000), user=user))
 
+    # -- models -------------------------------------------------------------------------------
+
+    def offer(self, version: str, model: tuple[Meta, Items] | Exception) -> None:
+        """A bundle of this version is there; an exception is what reading it raises."""
+        self.models[version] = model
+
+    def release(self, version: str, *, role: Role = "champion", share: float = 1.0) -> None:
+        """Name a version on `models`."""
+        made = Release(
+            role=role,
+            version=version,
+            bundle=f"memory://{version}",
+            share=share,
+            reason="gate" if role == "champion" else "canary",
+            published_at=int(self.clock * 1000),
+        )
+        self.log.append(self.settings.kafka.topic("models"), *encode_release(made))
+
+    def withdraw(self) -> None:
+        """Take the challenger away."""
+        self.log.append(self.settings.kafka.topic("models"), b"challenger", None)
+
+    def open_model(self, ref: ModelRef) -> OpenModel:
+        """What a bundle holds."""
+        found = self.models[ref.version]
+        if isinstance(found, Exception):
+            raise found
+        encoder = ItemEncoder(LetterEncoder())
+        return OpenModel(version=ref.version, meta=found[0], items=found[1], encoder=encoder)
+
     # -- the worker ---------------------------------------------------------------------------
 
-    def start(self) -> Worker:
+    def start(self, version: str = "test-1") -> Worker:
         """A new worker over the same topics and stores; it takes over from the one before."""
-        meta, bundled = self._model
-        table = CatalogueTable(meta, bundled, ItemEncoder(LetterEncoder()))
-        self.serving = Serving(meta, "test-1", table, bundled.prior)
+        first = self.open_model(ModelRef(version=version, bundle=""))
+        self.serving = Serving(first.meta, version, first.table(), first.items.prior)
+        roles = Roles(ServedModel(self.settings, self.serving, lambda: self.clock))
         self.pipeline = Pipeline(
             self.settings,
-            self.serving,
+            roles,
             self.metrics,
             partitions=self.partitions,
             dead_letter_partitions=1,
             clock=lambda: self.clock,
         )
         kafka = self.settings.kafka
+        follower = Models(
+            self.settings,
+            roles,
+            tail=MemoryTail(self.log, kafka.topic("models")),
+            preparer=Preparer(self.open_model, self._items),
+            executor=self.executor,
+            metrics=self.metrics,
+            clock=lambda: self.clock,
+        )
         ports = Ports(
             consumer=MemoryConsumer(self.log, auto_offset_reset="error"),
             producer=MemoryProducer(self.log),
@@ -200,7 +277,7 @@ class MemoryWorld:
             signals=MemoryTail(self.log, kafka.topic("signals")),
             open_store=self._open,
         )
-        self.worker = Worker(self.settings, ports, self.pipeline, self.metrics)
+        self.worker = Worker(self.settings, ports, self.pipeline, self.metrics, follower)
         self.worker.start()
         return self.worker
 
@@ -229,6 +306,9 @@ class MemoryWorld:
     def ranked(self, user: str) -> list[str]:
         """The item ids of a user's newest list, best first."""
         return [entry["item"] for entry in self.lists()[user]["items"]]
+
+    def _items(self) -> list[Item | Deletion]:
+        return decode_items(self.records("items"), self.settings.messages).accepted
 
     def _open(self, partition: int) -> PartitionStore:
         return self.stores.setdefault(partition, MemoryStore())

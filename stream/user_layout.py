@@ -203,6 +203,12 @@ class Layout:
         return len(record) < HEADER.itemsize or record[0] != MAGIC or record.startswith(self._head)
 
 
+def headers(records: Sequence[bytes]) -> NDArray[np.void]:
+    """The headers [n] of records of any dimensions; they come first in every format."""
+    size = HEADER.itemsize
+    return np.frombuffer(b"".join([r[:size].ljust(size, b"\0") for r in records]), HEADER)
+
+
 def copied(records: Records) -> Records:
     """A copy, made as bytes: ten times as fast as field by field."""
     return records.view(f"V{records.dtype.itemsize}").copy().view(records.dtype)

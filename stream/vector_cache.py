@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
 
 class VectorCache:
-    """Vectors of item texts by content hash and encoder, kept over restarts: one a worker."""
+    """Vectors of item texts by content hash and encoder, kept over restarts: one a worker.
+
+    RocksDB lets several threads read and write; `close` waits for none of them.
+    """
 
     def __init__(self, folder: Path, encoder: str, shared: SharedResources) -> None:
         self._path = folder / "vectors"
-        self._encoder = encoder.encode() + b":"
+        self._encoder = _prefix(encoder)
         self._shared = shared
         try:
             self._db = self._open()
@@ -43,6 +47,12 @@ class VectorCache:
         with translated(self._path):
             self._db.write(batch)
 
+    def of(self, encoder: str) -> VectorCache:
+        """The vectors of another encoder in the same files."""
+        other = copy(self)
+        other._encoder = _prefix(encoder)
+        return other
+
     def close(self) -> None:
         """Let go of the files. May be called twice."""
         with translated(self._path):
@@ -54,3 +64,7 @@ class VectorCache:
 
     def _keys(self, hashes: NDArray[np.uint64]) -> list[bytes]:
         return [self._encoder + h.to_bytes(8, "big") for h in hashes.tolist()]
+
+
+def _prefix(encoder: str) -> bytes:
+    return encoder.encode() + b":"

@@ -18,8 +18,10 @@ from stream.erasing import Eraser
 from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange, ProducerFenced
 from stream.lag import LagWatch
 from stream.metrics import Metrics
+from stream.models import Models
+from stream.outcome import Outcome
 from stream.partitions import CHANGELOGS, Partitions
-from stream.pipeline import Outcome, Pipeline
+from stream.pipeline import Pipeline
 from stream.ports import (
     BEGINNING,
     GroupConsumer,
@@ -70,12 +72,19 @@ class Worker:
     """One member of the group. `run` owns it; others may call `stop` and the probes."""
 
     def __init__(
-        self, settings: Settings, ports: Ports, pipeline: Pipeline, metrics: Metrics
+        self,
+        settings: Settings,
+        ports: Ports,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        models: Models | None = None,
     ) -> None:
+        """Without `models` what the pipeline serves stays."""
         self._settings = settings
         self._ports = ports
         self._pipeline = pipeline
         self._metrics = metrics
+        self._models = models
         self._partitions = Partitions(
             settings.kafka,
             ports.consumer,
@@ -136,7 +145,7 @@ class Worker:
         batch = self._next_batch(0.0 if busy else self._settings.batch.linger_ms / 1000)
         if batch.records or self._pipeline.cold_due():
             self._serve(batch)
-        self._sweep()
+        self._sweep(busy=len(batch.records) >= self._settings.batch.max_events)
         self._keep_house()
 
     def _next_batch(self, timeout: float) -> Batch:
@@ -156,9 +165,13 @@ class Worker:
             self._ports.consumer.seek({tp: BEGINNING})
 
     def _follow(self) -> None:
-        """Take in what came on `items` and what other workers wrote to `signals`."""
+        """Take in what came on `items` and `models`, and what other workers wrote to `signals`."""
         items, signals = self._ports.items, self._ports.signals
-        self._pipeline.take_items(items.poll(ITEMS_A_TURN if items.caught_up() else ITEMS_AT_START))
+        limit = ITEMS_A_TURN if items.caught_up() else ITEMS_AT_START
+        came = self._pipeline.take_items(items.poll(limit))
+        if self._models is not None and (roles := self._models.step(came)) is not None:
+            self._pipeline.serve_with(roles)
+            self._ports.checkpoint(checkpoints.SWAPPED)
         if items.caught_up():  # signals speak of items
             mine = self._partitions.served()
             self._pipeline.take_signals([r for r in signals.poll() if r.partition not in mine])
@@ -196,10 +209,10 @@ class Worker:
         )
         self._transact(outcome, batch, began)
 
-    def _sweep(self) -> None:
-        """A transaction that follows from no record: users who no longer act are forgotten."""
+    def _sweep(self, *, busy: bool) -> None:
+        """A transaction that follows from no record; `busy` says that the last batch was full."""
         began = time.perf_counter()
-        outcome = self._pipeline.sweep(self._partitions.stores())
+        outcome = self._pipeline.sweep(self._partitions.stores(), busy=busy)
         if outcome.messages:
             self._transact(outcome, Batch(), began)
 
@@ -313,6 +326,8 @@ class Worker:
         ready, details = self._partitions.ready()
         caught_up = self._ports.items.caught_up()
         details |= {"items_read": caught_up, "items": self._pipeline.items()}
+        if self._models is not None:
+            details["models"] = self._models.status()
         return ready and caught_up, details
 
     def _keep_house(self) -> None:

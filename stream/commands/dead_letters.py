@@ -124,7 +124,7 @@ def send_back(
 
 def _read(settings: Settings) -> list[Letter]:
     from stream.dead_letters import letters
-    from stream.replica import records
+    from stream.inspection import records
 
     return letters(records(settings, "dead_letters"))
 

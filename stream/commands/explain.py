@@ -35,7 +35,9 @@ def explain(
         typer.Argument(help="An item's id. Default: the top of the user's list.", metavar="[ITEM]"),
     ] = None,
     top: Annotated[int, typer.Option(help="Items of the list, where no item is named.", min=1)] = 5,
-    bundle: Annotated[str | None, typer.Option(help="The worker's model bundle.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="The worker's model bundle. Default: the champion.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -54,12 +56,13 @@ def explain(
         kafka__bootstrap_servers=bootstrap_servers,
         kafka__prefix=prefix,
         model__bundle=bundle,
+        model__follow=None if bundle is None else False,
     )
     from stream import assembly, inspection
     from stream.explaining import Explainer
     from stream.replica import Replica
 
-    loaded = assembly.load_bundle(settings)
+    loaded = assembly.load_bundle(settings, user)
     _, value = inspection.required_record(settings, user)
     published = inspection.last_list(settings, user)
     replica = Replica(settings, loaded)

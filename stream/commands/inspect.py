@@ -30,7 +30,10 @@ def inspect(
     bootstrap_servers: ServersOption = None,
     prefix: PrefixOption = None,
     bundle: Annotated[
-        str | None, typer.Option(help="The worker's model bundle, to read the adapter too.")
+        str | None,
+        typer.Option(
+            help="The worker's model bundle, to read the adapter too. Default: the champion."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -44,6 +47,7 @@ def inspect(
         kafka__bootstrap_servers=bootstrap_servers,
         kafka__prefix=prefix,
         model__bundle=bundle,
+        model__follow=None if bundle is None else False,
     )
     from stream import inspection
 
@@ -63,7 +67,7 @@ def _described(settings: Settings, user: str, value: bytes) -> dict[str, Any]:
     from stream import inspection
     from stream.user_state import Layout, hash_id, support_events
 
-    model, version = _model(settings)
+    model, version = _model(settings, user)
     layout = Layout.of(model)
     published = inspection.last_list(settings, user)
     listed = {} if published is None else {hash_id(e.item): e.item for e in published.items}
@@ -91,13 +95,12 @@ def _titled(published: Recommendation, names: dict[int, str]) -> dict[str, Any]:
     return plain
 
 
-def _model(settings: Settings) -> tuple[ModelConfig, str | None]:
-    """Configuration and version of the bundle that the settings name, or the defaults."""
+def _model(settings: Settings, user: str) -> tuple[ModelConfig, str | None]:
+    """Configuration and version of the bundle that serves the user, or the defaults."""
     from adapters.types import ModelConfig
+    from stream import assembly, first_model
 
-    if settings.model.bundle is None:
+    if settings.model.bundle is None and first_model.champion_of(settings) is None:
         return ModelConfig(), None
-    from stream import bundles
-
-    loaded = bundles.load(settings.model.bundle)
+    loaded = assembly.load_bundle(settings, user)
     return loaded.meta.config, loaded.manifest.version

@@ -44,7 +44,8 @@ def replay(
         typer.Option(help="With --verify: compare the stores of this stopped worker too."),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(help="With --from-events: the worker's model bundle.")
+        str | None,
+        typer.Option(help="With --from-events: the worker's model bundle. Default: the champion."),
     ] = None,
     adapters: Annotated[
         bool,
@@ -71,6 +72,7 @@ def replay(
         kafka__bootstrap_servers=bootstrap_servers,
         kafka__prefix=prefix,
         model__bundle=bundle,
+        model__follow=None if bundle is None else False,
     )
     same = _verify(settings, state_dir or []) if verify else _from_events(settings, adapters)
     if not same:
@@ -151,6 +153,7 @@ def _from_events(settings: Settings, adapters: bool) -> bool:
 
 def _replayed(settings: Settings, bundle: Bundle, adapters: bool) -> Iterator[Iterator[Finding]]:
     """What was found about the users of each partition."""
+    from stream import first_model
     from stream.kafka.admin import Admin
     from stream.kafka.reader import LogReader
     from stream.replaying import Replayer
@@ -166,9 +169,10 @@ def _replayed(settings: Settings, bundle: Bundle, adapters: bool) -> Iterator[It
             known_since=replica.known_since,
             condemned=_condemned(settings),
         )
+        refreshed = bool(first_model.releases(settings)) and settings.model.refresh_within_days > 0
         for tp in events:
             state, replayed, cut = _partition(settings, replayer, admin, reader, tp)
-            yield replayer.compare(state, replayed, cut=cut, adapters=adapters)
+            yield replayer.compare(state, replayed, cut=cut, adapters=adapters, refreshed=refreshed)
 
 
 def _partition(
@@ -199,8 +203,8 @@ def _partition(
 def _condemned(settings: Settings) -> set[tuple[int, int]]:
     """Partition and offset of events that workers gave up on."""
     from stream.dead_letters import letters
+    from stream.inspection import records
     from stream.message_checks import Reason
-    from stream.replica import records
 
     topic = settings.kafka.topic("events")
     return {

@@ -28,7 +28,7 @@ class Replica:
         self.serving = assembly.serving(settings, bundle)
         self.serving.table.upsert(items)
         self._explainer = Explainer(settings, self.serving)
-        self._signals = SignalLog(self.serving)
+        self._signals = SignalLog(self.serving.signals)
         self._reader = LogReader(settings.kafka)
         self._tail: Tail | None = None
         self._starts: dict[TopicPartition, int] = {}
@@ -48,7 +48,7 @@ class Replica:
                 self._starts = admin.end_offsets(admin.partitions(kafka.topic("state")))
         while (records := self._tail.poll(timeout=0.05)) or not self._tail.caught_up():
             self._signals.take(records)
-        self.serving.advance(now, [])
+        self.serving.signals.advance(now, [])
 
     def view(self, user: str | None) -> UserView:
         """What ranking knows of a user now; None = of one nobody has seen."""

@@ -206,6 +206,9 @@ class _UserCheck:
 
     def _list(self, record: Record) -> None:
         found = orjson.loads(record.value or b"")
+        if found["caused_by"] is None:
+            self._refreshed(found, self._where(record))
+            return
         cause, where = found["caused_by"]["offset"], self._where(record)
         if cause == self.handled:
             self.findings.repeated.append(f"{where}: a second list caused by offset {cause}")
@@ -218,6 +221,16 @@ class _UserCheck:
         forgets = [f for f in self.history.forgets if f <= cause]
         self.since = max([self.since, *forgets])
         self._count(where, found["shots"], self.history.count(self.since, cause))
+
+    def _refreshed(self, found: dict[str, Any], where: str) -> None:
+        """A list without an event, after a change of the model: the next version, nothing new."""
+        if self.version < 0:
+            self.findings.regressions.append(f"{where}: a list of a user nobody has seen")
+        if found["state_version"] != self.version + 1:
+            went = f"version {found['state_version']} after {self.version}, without an event"
+            self.findings.regressions.append(f"{where}: {went}")
+        self.version = found["state_version"]
+        self._count(where, found["shots"], self.history.count(self.since, self.handled))
 
     def _count(self, where: str, shots: int, wanted: int) -> None:
         if shots < wanted:
@@ -311,8 +324,8 @@ def _answers(records: Iterable[Record]) -> Iterator[tuple[int, int]]:
     newest = -1
     for record in records:
         if record.value is not None:
-            cause = orjson.loads(record.value)["caused_by"]["offset"]
-            if cause > newest:
+            caused_by = orjson.loads(record.value)["caused_by"]
+            if caused_by is not None and (cause := caused_by["offset"]) > newest:
                 newest = cause
                 yield cause, record.timestamp
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from stream import checkpoints, learning
-from stream.pipeline import Outcome
+from stream.outcome import Outcome
 from stream.ports import TopicPartition
 from stream.user_state import Records, copied
 from stream.worker import Worker

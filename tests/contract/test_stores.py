@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -364,3 +365,21 @@ def test_vectors_are_kept_by_content_and_encoder(cache: Callable[[str], VectorCa
     assert found[1] is None
     assert cache("sha-b").get_many(hashes) == [None, None]
     assert cache("sha-b").get_many(np.zeros(0, np.uint64)) == []
+
+
+def test_two_encoders_share_the_files_of_a_cache(cache: Callable[[str], VectorCache]) -> None:
+    """While a model is changed both write, from two threads, and neither sees the other's."""
+    one = cache("sha-a")
+    two = one.of("sha-b")
+    hashes = np.arange(500, dtype=np.uint64)
+
+    def write(into: VectorCache, value: float) -> None:
+        for at in range(0, 500, 50):
+            into.put_many(hashes[at : at + 50], np.full((50, 3), value, np.float16))
+
+    other = threading.Thread(target=write, args=(two, 2.0))
+    other.start()
+    write(one, 1.0)
+    other.join()
+    for found, value in ((one.get_many(hashes), 1.0), (two.get_many(hashes), 2.0)):
+        assert all(v is not None and v.tolist() == [value] * 3 for v in found)

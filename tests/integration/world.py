@@ -32,6 +32,7 @@ from stream.kafka.reader import Tail
 from stream.message_encoding import encode
 from stream.message_types import Event, Item
 from stream.ports import Record
+from stream.releases import Release, Role, encode_release
 from stream.testing_worker import NOW, item, untrained_model
 
 FILMS = [
@@ -73,14 +74,19 @@ def small_bert() -> Backbone:
     )
 
 
-def save_bundle(folder: Path, settings: Settings, films: Sequence[Item] = FILMS) -> Bundle:
-    """An untrained model that knows `films`, exported, checked and saved to `folder` / bundle."""
+def save_bundle(
+    folder: Path, settings: Settings, films: Sequence[Item] = FILMS, **changes: Any
+) -> Bundle:
+    """An untrained model that knows `films`, exported, checked and saved to `folder` / bundle.
+
+    `changes` are those of `untrained_model`.
+    """
     bert = small_bert()
     files = to_onnx.cached(bert, folder / "encoders")
     encoder = OnnxEncoder(files, device="cpu", threads=1)
     texts = tuple(f"film number {n}" for n in range(12))
     expected = backbone.encode(bert, texts).numpy()
-    meta, known = untrained_model(films, settings, encoder=encoder)
+    meta, known = untrained_model(films, settings, encoder=encoder, **changes)
     manifest = Manifest(
         format_version=bundles.FORMAT_VERSION,
         name="small",
@@ -243,8 +249,30 @@ class Topics:
 
     def delete_item(self, name: str) -> None:
         """Produce a null for an item."""
-        self._producer.produce(self._kafka.topic("items"), name.encode(), None)
+        self.send_raw("items", name.encode(), None)
+
+    def send_raw(self, role: str, key: bytes, value: bytes | None) -> None:
+        """Produce any bytes to the partition of the key."""
+        self._producer.produce(self._kafka.topic(role), key, value)
         self._producer.flush()
+
+    def release(
+        self, bundle: Path, *, version: str = "", role: Role = "champion", share: float = 1.0
+    ) -> str:
+        """Name a bundle on `models`; its version, which is read from its manifest if not given."""
+        if not version:
+            manifest = orjson.loads((bundle / bundles.MANIFEST_FILE).read_bytes())
+            version = manifest["version"]
+        made = Release(
+            role=role,
+            version=version,
+            bundle=str(bundle),
+            share=share,
+            reason="gate" if role == "champion" else "canary",
+            published_at=int(time.time() * 1000),
+        )
+        self.send_raw("models", *encode_release(made))
+        return version
 
     def records(self, role: str, settle: float = 0.02) -> list[Record]:
         """Committed records of a topic so far, until none came for `settle` seconds.
@@ -274,8 +302,8 @@ class Topics:
 
         def missing() -> set[str]:
             values = (r.value for r in self.records("recommendations") if r.key != b"_cold")
-            causes = (orjson.loads(value)["caused_by"]["event_id"] for value in values if value)
-            return wanted - set(causes)
+            causes = (orjson.loads(value)["caused_by"] for value in values if value)
+            return wanted - {cause["event_id"] for cause in causes if cause is not None}
 
         eventually(lambda: not missing(), lambda: f"without a list: {missing()}")
 
@@ -283,7 +311,7 @@ class Topics:
         """The list that this event caused, as soon as it is there."""
 
         def caused() -> dict[str, Any] | None:
-            found = self.lists(user)
+            found = (x for x in self.lists(user) if x["caused_by"] is not None)
             return next((x for x in found if x["caused_by"]["event_id"] == event_id), None)
 
         return eventually(caused)

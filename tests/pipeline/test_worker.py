@@ -167,7 +167,7 @@ def test_an_aborted_transaction_leaves_no_trace(world: MemoryWorld) -> None:
     lists = [r for r in world.records("recommendations") if r.key == b"ada"]
     assert len(lists) == 1
     assert world.lists()["ada"]["shots"] == 2
-    counted = sum(s.counts[:, [0, -1]].sum() for s in world.serving.signals.values())
+    counted = sum(s.counts[:, [0, -1]].sum() for s in world.serving.signals.parts.values())
     assert counted == pytest.approx(2.0, rel=0.1)
 
 

@@ -27,6 +27,8 @@ from stream.item_encoder import (
     features,
 )
 from stream.messages import Deletion, Field, Item
+from stream.places import Places
+from stream.user_state import low_half
 
 WIDTH = 8
 CONFIG = ModelConfig(dim=4, text_dim=3, neighbours=2)
@@ -211,7 +213,7 @@ def test_rows_survive_growth(table: CatalogueTable) -> None:
         table.upsert([film(f"n{i}", f"Film {i}") for i in range(start, start + 1_250)])
     hashes = item_hashes(table.ids)
     assert np.array_equal(table.rows_of(hashes), np.arange(5_003))
-    assert np.array_equal(table.hashes_of(np.arange(5_003)), hashes)
+    assert np.array_equal(table.places.hashes_of(np.arange(5_003)), hashes)
     assert torch.equal(table.catalogue().vectors[:3], early)
     low = (hashes & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     assert (table.rows_of_low(low) == np.arange(5_003)).mean() > 0.999
@@ -243,6 +245,44 @@ def test_a_vector_field_reaches_the_tower() -> None:
     read = features(rows.text, rows.attributes, rows.dense, np.full(3, -1))
     assert read.dense is not None
     assert read.dense.shape == (3, 2)
+
+
+def test_a_table_moves_to_the_rows_of_the_worker(table: CatalogueTable) -> None:
+    """Vectors, priors and what is alive follow their items; others of the rows are unknown."""
+    table.upsert([*KNOWN[:2], film("new", "Dune")])
+    ids, before = list(table.ids), table.catalogue()
+    places = Places()
+    places.take(["other", ids[2]], item_hashes(["other", ids[2]]))
+    rows = places.take(ids, item_hashes(ids))
+    table.align(rows, places.size)
+    places.take(["later"], item_hashes(["later"]))
+    table.join(places)
+    after = table.catalogue()
+    assert rows.tolist() == [2, 3, 1, 4]
+    assert len(after.alive) == table.size == 6
+    assert torch.equal(after.vectors[torch.from_numpy(rows)], before.vectors)
+    assert torch.equal(after.alive[torch.from_numpy(rows)], before.alive)
+    assert after.prior_items[rows[0]].tolist() == [int(rows[1]), -1]
+    assert [table.row(name) for name in ("other", "later")] == [-1, -1]
+    assert [table.row(name) for name in ids] == rows.tolist()
+    assert table.rows_of_low(low_half(item_hashes(["other"]))).tolist() == [-1]
+
+
+def test_an_item_that_a_model_meets_later_keeps_its_row(table: CatalogueTable) -> None:
+    """A row that another model took is known here from its message on, without a new row."""
+    table.places.take(["other"], item_hashes(["other"]))
+    assert (table.size, table.row("other")) == (4, -1)
+    state = table.state
+    table.upsert([film("other", "Eraserhead")])
+    assert (table.size, table.row("other")) == (4, 3)
+    assert table.state != state
+    assert bool(table.catalogue().alive[3])
+
+
+def test_a_table_cannot_move_to_another_number_of_rows(table: CatalogueTable) -> None:
+    """Rows that do not fit are refused before anything moves."""
+    with pytest.raises(ValueError, match="3 rows cannot move to 2"):
+        table.align(np.arange(2), 5)
 
 
 def test_an_empty_bundle_is_a_start(table: CatalogueTable) -> None:

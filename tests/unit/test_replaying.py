@@ -12,7 +12,7 @@ from stream.config import Settings
 from stream.message_types import Ranking
 from stream.ports import TopicPartition
 from stream.replaying import Replayer
-from stream.testing_worker import NOW, MemoryWorld, item
+from stream.testing_worker import NOW, MemoryWorld, item, untrained_model
 from stream.user_layout import copied
 from stream.user_state import Layout
 
@@ -41,15 +41,18 @@ def traffic(world: MemoryWorld, rounds: int = 6) -> None:
     world.run()
 
 
-def replayed(world: MemoryWorld, *, size: int = 1_000, adapters: bool = True) -> Report:
-    """The report on all partitions, with the catalogue as it is."""
+def replayed(
+    world: MemoryWorld, *, size: int = 1_000, adapters: bool = True, refreshed: bool = False
+) -> Report:
+    """The report on all partitions, with the model and the catalogue as they are."""
+    serving = world.pipeline.roles.champion.serving
     report, kafka = Report(), world.settings.kafka
     batch = world.settings.batch.model_copy(update={"max_events": size})
     replayer = Replayer(
         world.settings.model_copy(update={"batch": batch}),
-        world.serving,
+        serving,
         partitions=world.partitions,
-        known_since=dict.fromkeys(world.serving.table.ids, -1),
+        known_since=dict.fromkeys(serving.table.ids, -1),
     )
     for partition in range(world.partitions):
         tp = TopicPartition(kafka.topic("events"), partition)
@@ -63,7 +66,8 @@ def replayed(world: MemoryWorld, *, size: int = 1_000, adapters: bool = True) ->
         until = world.log.group(kafka.group_id).committed.get(tp, 0)
         start = world.log.partition(tp).start
         users = replayer.replay([records], until)
-        report.take(replayer.compare(kept, users, cut=start > 0, adapters=adapters))
+        found = replayer.compare(kept, users, cut=start > 0, adapters=adapters, refreshed=refreshed)
+        report.take(found)
     return report
 
 
@@ -114,6 +118,19 @@ def test_a_record_that_was_tampered_with_is_named(world: MemoryWorld, name: str)
     (found,) = replayed(world).differences
     assert found.user == b"user-7"
     assert found.what.startswith("support set" if name == "support" else name)
+
+
+def test_lists_without_an_event_raise_versions_and_nothing_else(world: MemoryWorld) -> None:
+    """After a change of the model counts, support sets and rebuilt adapters follow from the log."""
+    world.offer("test-2", untrained_model(FILMS, world.settings, seed=5))
+    world.release("test-2")
+    world.run(20)
+    report = replayed(world, refreshed=True)
+    assert report.verdicts == {Verdict.AGREES: 8}, list(report.lines())
+    assert report.adapters == {Adapter.COMPARED: 7}
+    strict = replayed(world).differences
+    assert len(strict) == 7
+    assert all(found.what.startswith("state_version") for found in strict)
 
 
 def test_a_record_that_is_missing_or_of_nobody_is_named(world: MemoryWorld) -> None:

@@ -1,0 +1,249 @@
+"""The model changes under real workers: under traffic, with bundles that are bad, and with kill -9.
+
+After each the lists, the changelogs, the stores and the offsets are held against the log of events
+by a checker that knows nothing of the worker.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from stream import checkpoints
+from stream.checkpoints import SWEEP
+from stream.config import Settings
+from tests.chaos.process import Plan, WorkerProcess
+from tests.integration.faults import USERS, Site, site
+from tests.integration.world import FILMS, eventually, save_bundle
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models to be released in turn; the second knows other items in another order."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("red", "blue")]
+    save_bundle(folders[0], Settings(), seed=7)
+    save_bundle(folders[1], Settings(), FILMS[:5:-1], seed=9)
+    return [folder / "bundle" for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def place(broker: str, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Two partitions that all swaps share; each test leaves them in order."""
+    with site(broker, bundle, tmp_path_factory.mktemp("swaps")) as made:
+        yield made
+
+
+def names(place: Site) -> list[str]:
+    """The users that `Site.act` lets act."""
+    return [f"user-{number}" for number in range(USERS)]
+
+
+def newest(place: Site) -> dict[str, dict[str, Any]]:
+    """The newest list of every user that acts."""
+    found = {user: place.topics.lists(user) for user in names(place)}
+    return {user: lists[-1] for user, lists in found.items() if lists}
+
+
+def all_by(place: Site, version: str) -> bool:
+    """Whether the newest list of everybody who ever acted is this model's."""
+    found = newest(place)
+    return len(found) == USERS and all(x["model_version"] == version for x in found.values())
+
+
+def versions_rise(place: Site) -> None:
+    """No user's state version ever went back, nor was one given twice."""
+    for user in names(place):
+        versions = [x["state_version"] for x in place.topics.lists(user)]
+        assert versions == sorted(set(versions)), user
+
+
+def served(worker: WorkerProcess) -> dict[str, Any]:
+    """What /readyz says of models; nothing while the worker is not ready."""
+    return (worker.ready() or {}).get("models", {})
+
+
+def finish(place: Site, worker: WorkerProcess) -> None:
+    """Stop the worker and check everything."""
+    place.settle(worker)
+    assert worker.terminate() == 0, worker.text()
+    place.check(owner=worker)
+    versions_rise(place)
+
+
+# -- under traffic ------------------------------------------------------------------------------
+
+
+def test_a_worker_takes_over_a_release_under_traffic(place: Site, models: list[Path]) -> None:
+    """Lists before and after name their model; users who wait are refreshed; nothing is lost."""
+    with place.worker() as worker:
+        worker.start()
+        for bundle in (*models, models[0]):
+            place.act()
+            place.settle(worker)
+            version = place.topics.release(bundle)
+            eventually(lambda v=version: served(worker).get("champion") == v, worker.text)
+            eventually(lambda v=version: all_by(place, v), worker.text)
+            place.act()
+        finish(place, worker)
+    swaps = worker.lines("model swapped")
+    assert len(swaps) == 3
+    assert any(x["caused_by"] is None for x in newest_lists(place))
+
+
+def newest_lists(place: Site) -> list[dict[str, Any]]:
+    """All lists of everybody."""
+    return [x for user in names(place) for x in place.topics.lists(user)]
+
+
+def test_a_challenger_serves_its_share_until_it_is_withdrawn(
+    place: Site, models: list[Path]
+) -> None:
+    """Two models answer in one batch; afterwards everybody is the champion's again."""
+    with place.worker() as worker:
+        worker.start()
+        champion = place.topics.release(models[0])
+        tried = place.topics.release(models[1], role="challenger", share=0.5)
+        eventually(lambda: served(worker).get("challenger") == tried, worker.text)
+        place.act(2 * USERS)
+        place.settle(worker)
+        assert {x["model_version"] for x in newest(place).values()} == {champion, tried}
+        place.topics.send_raw("models", b"challenger", None)
+        eventually(lambda: served(worker).get("challenger") is None, worker.text)
+        place.act()
+        place.settle(worker)
+        assert all_by(place, champion)
+        finish(place, worker)
+
+
+# -- bundles that are bad -----------------------------------------------------------------------
+
+
+def flip(bundle: Path) -> None:
+    """One byte in the middle of a file is another."""
+    path = bundle / "meta.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def newer(bundle: Path) -> None:
+    """The manifest of a release to come."""
+    path = bundle / "manifest.json"
+    manifest = orjson.loads(path.read_bytes())
+    path.write_bytes(orjson.dumps(manifest | {"format_version": 99}))
+
+
+def other_buckets(bundle: Path) -> None:
+    """A well-made model whose signals mean something else."""
+    shutil.rmtree(bundle)
+    save_bundle(bundle.parent, Settings(), bucket=60.0)
+
+
+BAD: list[tuple[Callable[[Path], None], str]] = [
+    (flip, "is not what the manifest says"),
+    (lambda bundle: (bundle / "items.safetensors").unlink(), "half-written"),
+    (lambda bundle: (bundle / "manifest.json").unlink(), "no manifest.json"),
+    (newer, "format 99"),
+    (other_buckets, "bucket"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "why"), BAD, ids=["flip", "half", "none", "newer", "terms"])
+def test_a_bad_bundle_is_refused_while_the_old_model_goes_on(
+    place: Site, tmp_path: Path, spoil: Callable[[Path], None], why: str
+) -> None:
+    """One line with the reason; lists go on, also after a restart."""
+    save_bundle(tmp_path, Settings(), seed=11)
+    version = orjson.loads((tmp_path / "bundle" / "manifest.json").read_bytes())["version"]
+    spoil(tmp_path / "bundle")
+    if (tmp_path / "bundle" / "manifest.json").exists():
+        now = orjson.loads((tmp_path / "bundle" / "manifest.json").read_bytes())
+        version = now["version"]
+    with place.worker() as worker:
+        worker.start()
+        eventually(lambda: "champion" in served(worker), worker.text)
+        before = served(worker)["champion"]
+        place.topics.release(tmp_path / "bundle", version=version)
+        eventually(lambda: version in served(worker).get("refused", {}), worker.text)
+        assert why in served(worker)["refused"][version]
+        place.act()
+        place.settle(worker)
+        assert {x["model_version"] for x in newest(place).values()} == {before}
+        assert [x["version"] for x in worker.lines("model refused")].count(version) == 1
+        assert worker.terminate() == 0
+        worker.start()
+        eventually(lambda: served(worker).get("champion") == before, worker.text)
+        place.act()
+        finish(place, worker)
+
+
+def test_a_worker_starts_with_its_copy_where_the_address_is_gone(
+    place: Site, models: list[Path], tmp_path: Path
+) -> None:
+    """The bundle was deleted, the worker still has it; a worker without it says what is wrong."""
+    shutil.copytree(models[0], tmp_path / "bundle")
+    version = place.topics.release(tmp_path / "bundle")
+    with place.worker() as worker:
+        worker.start()
+        eventually(lambda: served(worker).get("champion") == version, worker.text)
+        assert worker.terminate() == 0
+        shutil.rmtree(tmp_path / "bundle")
+        worker.start()
+        place.act()
+        place.settle(worker)
+        assert served(worker)["champion"] == version
+        finish(place, worker)
+    with place.worker("stranger") as stranger:
+        stranger.start()
+        eventually(lambda: stranger.lines("serving the configured model"), stranger.text)
+        assert "no manifest.json" in stranger.lines("model refused")[0]["why"]
+        eventually(lambda: served(stranger).get("refused", {}).get(version), stranger.text)
+        shutil.copytree(models[0], tmp_path / "bundle")
+        eventually(lambda: served(stranger).get("champion") == version, stranger.text)
+        stranger.terminate()
+
+
+# -- kill -9 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        checkpoints.PREPARING,
+        checkpoints.COPIED,
+        checkpoints.SWAPPED,
+        SWEEP + checkpoints.PRODUCED,
+        SWEEP + checkpoints.COMMITTED,
+    ],
+)
+def test_a_crash_while_the_model_changes(place: Site, models: list[Path], point: str) -> None:
+    """The next start serves what `models` names; nothing is lost, repeated or set back."""
+    with place.worker() as worker:
+        worker.start()
+        place.act(2 * USERS)
+        place.settle(worker)
+        now = served(worker)["champion"]
+        assert worker.terminate() == 0
+        worker.start(Plan(point=point))
+        place.act()
+        place.settle(worker)
+        other = next(b for b in models if now not in str(orjson.loads(read(b))["version"]))
+        version = place.topics.release(other)
+        place.act_until(worker)
+        assert worker.join() == -signal.SIGKILL, worker.text()
+        assert worker.lines("sabotage")
+        worker.start()
+        eventually(lambda: served(worker).get("champion") == version, worker.text)
+        eventually(lambda: all_by(place, version), worker.text)
+        finish(place, worker)
+
+
+def read(bundle: Path) -> bytes:
+    """The manifest of a bundle."""
+    return (bundle / "manifest.json").read_bytes()
