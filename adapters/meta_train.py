@@ -28,6 +28,7 @@ from adapters import (
     validation,
 )
 from adapters.episodes import Draw, Episodes, Histories, Log
+from adapters.inheritance import Ancestor, inherit
 from adapters.offsets import Offsets
 from adapters.outer_loop import Check, Clock, Keep, Progress, Snapshot, Task
 from adapters.towers import ItemFeatures
@@ -108,14 +109,16 @@ def train(
     keep: Keep | None = None,
     resume: Snapshot | None = None,
     device: torch.device | str = "cpu",
+    ancestor: Ancestor | None = None,
 ) -> Trained:
     """Meta-train on `log`, whose items are rows of `features`.
 
     Runs until checks on the newest events of users in `held_out` bring nothing better, at most
     `recipe.steps` steps and `budget_s` seconds of wall time. These users are otherwise left out
     entirely, id embeddings included. The id rows of `features` are set here. `keep` is offered a
-    snapshot after every step, and `resume` goes on from one: same arguments, same result. Raises
-    `ValueError` where the log holds nothing to predict.
+    snapshot after every step, and `resume` goes on from one: same arguments, same result. With an
+    `ancestor` the weights begin as its own are. Raises `ValueError` where the log holds nothing to
+    predict, `InheritanceError` where the ancestor has other dimensions.
     """
     started = time.monotonic()
     recipe = recipe or Recipe()
@@ -125,7 +128,10 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     known = towers.known_items(kept.items, len(features), recipe.least_events)
     features = replace(features, id_rows=known)
-    meta = _without(start(kept, features, config, generator), recipe).to(device)
+    meta = start(kept, features, config, generator)
+    if ancestor is not None:
+        meta = inherit(meta, ancestor, features.id_rows, FROZEN)
+    meta = _without(meta, recipe).to(device)
     checked = validation.draw(log, users, recipe.draw, seed)
     meta, metrics = outer_loop.run(
         _task(meta, kept, features.to(device), checked, recipe, seed),
