@@ -12,34 +12,34 @@ import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 
 from adapters import episodes, fit_experts, meta_train
 from adapters.episodes import Log
 from adapters.evaluate import variant_meta
 from adapters.fit_experts import FitOptions
+from adapters.inheritance import Ancestor, InheritanceError
 from adapters.meta_train import Trained
 from adapters.outer_loop import Progress, SnapshotError
 from adapters.report import Report
 from adapters.signals import bucket_start
 from adapters.types import Meta, ModelConfig
 from export.bundle import Bundle
-from stream import bundles, config, datasets, measuring, recipes, training_bundle
-from stream.columns import Columns
-from stream.errors import DataError, ResumeError
+from stream import bundles, config, measuring, parents, recipes, training_bundle, training_data
+from stream.errors import BundleError, DataError, ResumeError
 from stream.files import OnBad
 from stream.item_encoder import ItemRows
 from stream.messages import Item
+from stream.parents import Parent, Start
 from stream.progress import Advance, Reporter
-from stream.run_folder import About, RunFolder
+from stream.run_folder import RunFolder
 from stream.training_bundle import catalogue_at
+from stream.training_data import FromKafka
 from stream.training_text import Text, read_text
 
 
@@ -47,10 +47,13 @@ from stream.training_text import Text, read_text
 class Request:
     """What to train on, for how long, and where to."""
 
-    events: Sequence[str]
-    items: Sequence[str]
     out: str
     settings: config.Settings
+    events: Sequence[str] = ()  # files
+    items: Sequence[str] = ()  # files
+    kafka: FromKafka | None = None  # the topics in place of files
+    parent: str | None = None  # address, `champion` or `none`; see `stream.parents.find`
+    start: Start = "parent"  # where the outer loop begins if there is a parent
     name: str = "innerloop"
     budget_s: float | None = None  # of wall time for the outer loop; None = see `learning.steps`
     until: float | None = None  # unix seconds: later events are left out altogether
@@ -100,19 +103,19 @@ def train(
     little, `BundleError` when the backbone, its export or the address of the bundle is refused,
     `ResumeError` when the folder is that of another run.
     """
-    messages = datasets.messages_for([*request.events, *request.items], request.settings.messages)
-    with reporter.phase("read events and items"):
-        items = datasets.read_items(request.items, messages, request.on_bad)
-        columns = datasets.read_events(request.events, messages, request.on_bad, request.until)
-        log = datasets.to_log(columns, [item.item for item in items], request.settings.state)
-    _say_size(reporter, columns, items)
+    data = training_data.read(request, reporter, folder)
+    items, log = data.items, data.log
+    model = recipes.model_config(request.settings.learning, data.columns.action_names)
+    parent = _parent(request, model, reporter, folder)
     text = read_text(request, items, reporter)
-    model = recipes.model_config(request.settings.learning, columns.action_names)
-    cuts = cut(log, model.bucket, request)
+    drawn = training_data.held_out(data, request.held_out, request.seed)
+    cuts = cut(log, model.bucket, request, drawn)
     if folder is not None:
-        folder.begin(_about(request, log, text.rows), request.settings)
+        origin = None if parent is None else parent.to_dict()
+        folder.begin(training_data.about(request, data, text.rows, origin), request.settings)
         reporter.say(f"run: {folder.path}")
-    trained = outer_loop(cuts, text.rows, model, request, reporter, on_step, folder)
+    ancestor = _ancestor(parent, cuts, text.rows, request, reporter)
+    trained = outer_loop(cuts, text.rows, model, request, reporter, on_step, folder, ancestor)
     with one_thread():
         meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)
         report = Report(())
@@ -123,12 +126,18 @@ def train(
         "report": report.to_dict(),
         "training": trained.metrics,
         "experts": fitted,
-        "cuts": {"fit": cuts.fit, "test": cuts.test, "held_out": len(cuts.held_out)},
+        "cuts": {
+            "fit": cuts.fit,
+            "test": cuts.test,
+            "held_out": len(cuts.held_out),
+            "held_out_by": "seed" if data.window is None else "hash",
+        },
+        "left_out": {} if data.left is None else data.left.to_dict(),
         "seconds": dict(reporter.seconds),
         "seed": request.seed,
     }
     with reporter.phase("save the bundle"):
-        made = training_bundle.bundle(request, meta, trained, text, log, messages, metrics)
+        made = training_bundle.bundle(request, meta, trained, text, data, metrics, parent)
         saved = bundles.save(made, request.out)
     metrics |= {"seconds": dict(reporter.seconds), "peak_memory_mb": peak_memory_mb()}
     return Outcome(bundle=saved, report=report, metrics=metrics)
@@ -155,8 +164,11 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def cut(log: Log, bucket: float, request: Request) -> Cuts:
-    """Cut at starts of buckets of event time. Raises `DataError` where a part would be empty."""
+def cut(log: Log, bucket: float, request: Request, drawn: NDArray[np.int64] | None = None) -> Cuts:
+    """Cut at starts of buckets of event time. Raises `DataError` where a part would be empty.
+
+    `drawn` are the users who are held out; None = by the seed.
+    """
     events = len(log)
     last = max(int(events * (1 - request.test_share)), events - request.test_events)
     at = [int(events * request.train_share), last]
@@ -167,7 +179,8 @@ def cut(log: Log, bucket: float, request: Request) -> Cuts:
             f"all events lie within {log.times[-1] - log.times[0]:.0f} s: too little time to cut",
             remedy="Bring a longer log.",
         )
-    drawn = episodes.draw_users(log, request.held_out, request.seed)
+    if drawn is None:
+        drawn = episodes.draw_users(log, request.held_out, request.seed)
     new = np.setdiff1d(rest.users, first.users)
     return Cuts(log=log, fit=fit, test=test, held_out=np.union1d(drawn, new))
 
@@ -198,6 +211,7 @@ def outer_loop(
     reporter: Reporter,
     on_step: OnStep | None,
     folder: RunFolder | None = None,
+    ancestor: Ancestor | None = None,
 ) -> Trained:
     """Item tower and adapter from the first part.
 
@@ -220,7 +234,13 @@ def outer_loop(
                 progress=_following(advance, on_step),
                 keep=None if folder is None else folder.keep,
                 resume=None if folder is None else folder.snapshot,
+                ancestor=ancestor,
             )
+        except InheritanceError as error:
+            raise BundleError(
+                f"the parent cannot be gone on from: {error}",
+                remedy="Repeat its settings of `learning`, or begin at the base with --start base.",
+            ) from None
         except SnapshotError as error:
             raise ResumeError(str(error)) from None
         except ValueError as error:
@@ -243,26 +263,29 @@ def _following(advance: Advance, on_step: OnStep | None) -> OnStep:
     return progress
 
 
-def _about(request: Request, log: Log, rows: ItemRows) -> About:
-    """What the run depends on, and a digest of all that was read."""
-    digest = xxhash.xxh3_128()
-    columns = (log.users, log.items, log.actions, log.values, log.times)
-    for column in (*columns, rows.hashes, rows.content, rows.created, rows.text, rows.dense):
-        digest.update(b"" if column is None else np.ascontiguousarray(column).tobytes())
-    first, last = (datetime.fromtimestamp(log.times[i], UTC).isoformat() for i in (0, -1))
-    return About(
-        name=request.name,
-        events=list(request.events),
-        items=list(request.items),
-        seed=request.seed,
-        budget_s=request.budget_s,
-        first=first,
-        last=last,
-        interactions=len(log),
-        users=len(np.unique(log.users)),
-        catalogue=len(rows),
-        data_digest=digest.hexdigest(),
-    )
+def _parent(
+    request: Request, model: ModelConfig, reporter: Reporter, folder: RunFolder | None
+) -> Parent | None:
+    """The model that goes before; of a training from files only one that is named."""
+    if request.kafka is None and request.parent is None:
+        return None
+    parent = parents.find(request.parent, request.settings, folder)
+    if parent is not None:
+        parents.require_fit(parent, model)
+        reporter.say(f"parent: {parent.version}, counters go on from it")
+    return parent
+
+
+def _ancestor(
+    parent: Parent | None, cuts: Cuts, rows: ItemRows, request: Request, reporter: Reporter
+) -> Ancestor | None:
+    """Where the outer loop begins; None = at the base."""
+    if parent is None or request.start == "base":
+        return None
+    parents.refuse_leakage(parent, cuts.fit)
+    if parents.met_held_out(parent):
+        reporter.say("the parent has met users who are held out now: figures may be a bit too good")
+    return parents.ancestor(parent, rows.ids)
 
 
 def fit_weights(
@@ -296,10 +319,3 @@ def fit_weights(
     }
     alone = not request.settings.learning.experts
     return variant_meta(fitted.meta, "encoder only") if alone else fitted.meta, figures
-
-
-def _say_size(reporter: Reporter, columns: Columns, items: Sequence[Item]) -> None:
-    reporter.say(
-        f"{len(columns):,} interactions of {len(columns.user_ids):,} users with "
-        f"{len(columns.item_ids):,} items; {len(items):,} items in the catalogue"
-    )

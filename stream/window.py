@@ -85,6 +85,15 @@ class Left:
     misrouted: int = 0  # taken all the same
     bad_items: Mapping[str, int] = field(default_factory=dict)  # by reason
 
+    def counts(self) -> dict[str, int]:
+        """All of it under one name each."""
+        return {
+            **asdict(self.interactions),
+            "dead_letters": sum(self.dead.values()),
+            "skipped": sum(self.skipped.values()),
+            "bad_items": sum(self.bad_items.values()),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
