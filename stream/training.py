@@ -25,9 +25,10 @@ from adapters.evaluate import variant_meta
 from adapters.fit_experts import FitOptions
 from adapters.inheritance import Ancestor, InheritanceError
 from adapters.meta_train import Trained
-from adapters.outer_loop import Progress, SnapshotError
+from adapters.outer_loop import Keep, Progress, Snapshot, SnapshotError
 from adapters.report import Report
 from adapters.signals import bucket_start
+from adapters.team import ALONE, Team
 from adapters.types import Meta, ModelConfig
 from export.bundle import Bundle
 from stream import bundles, config, measuring, parents, recipes, training_bundle, training_data
@@ -39,7 +40,7 @@ from stream.parents import Parent, Start
 from stream.progress import Advance, Reporter
 from stream.run_folder import RunFolder
 from stream.training_bundle import catalogue_at
-from stream.training_data import FromKafka
+from stream.training_data import Data, FromKafka
 from stream.training_text import Text, read_text
 
 
@@ -90,32 +91,48 @@ class Cuts:
 OnStep = Callable[[Progress], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the outer loop depends on beside the request; it can be sent to other processes."""
+
+    cuts: Cuts
+    rows: ItemRows
+    model: ModelConfig
+    ancestor: Ancestor | None = None
+    snapshot: Snapshot | None = None  # where a run that was broken off goes on
+
+
 def train(
     request: Request,
     reporter: Reporter,
     on_step: OnStep | None = None,
     folder: RunFolder | None = None,
+    team: Team = ALONE,
+    device: str = "cpu",
 ) -> Outcome:
     """Run all phases; `on_step` is told of the outer loop's progress, for curves.
 
     `folder` keeps what the run depends on and checkpoints of the outer loop, and says where a run
-    that was broken off goes on. Raises `DataError` for files that cannot be read or hold too
-    little, `BundleError` when the backbone, its export or the address of the bundle is refused,
-    `ResumeError` when the folder is that of another run.
+    that was broken off goes on. The other processes of a `team` are to call `follow`. `device` is
+    that of the outer loop. Raises `DataError` for files and topics that cannot be read or hold too
+    little, `BundleError` when the backbone, its export, the parent or the address of the bundle is
+    refused, `ResumeError` when the folder is that of another run.
     """
     data = training_data.read(request, reporter, folder)
-    items, log = data.items, data.log
     model = recipes.model_config(request.settings.learning, data.columns.action_names)
     parent = _parent(request, model, reporter, folder)
-    text = read_text(request, items, reporter)
-    drawn = training_data.held_out(data, request.held_out, request.seed)
-    cuts = cut(log, model.bucket, request, drawn)
-    if folder is not None:
-        origin = None if parent is None else parent.to_dict()
-        folder.begin(training_data.about(request, data, text.rows, origin), request.settings)
-        reporter.say(f"run: {folder.path}")
-    ancestor = _ancestor(parent, cuts, text.rows, request, reporter)
-    trained = outer_loop(cuts, text.rows, model, request, reporter, on_step, folder, ancestor)
+    text = read_text(request, data.items, reporter)
+    job = _job(request, data, parent, text.rows, model, reporter, folder)
+    trained = outer_loop(
+        team.agreed(job),
+        request,
+        reporter,
+        on_step,
+        keep=None if folder is None else folder.keep,
+        team=team,
+        device=device,
+    )
+    items, cuts = data.items, job.cuts
     with one_thread():
         meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)
         report = Report(())
@@ -133,6 +150,7 @@ def train(
             "held_out_by": "seed" if data.window is None else "hash",
         },
         "left_out": {} if data.left is None else data.left.to_dict(),
+        "processes": team.size,
         "seconds": dict(reporter.seconds),
         "seed": request.seed,
     }
@@ -141,6 +159,13 @@ def train(
         saved = bundles.save(made, request.out)
     metrics |= {"seconds": dict(reporter.seconds), "peak_memory_mb": peak_memory_mb()}
     return Outcome(bundle=saved, report=report, metrics=metrics)
+
+
+def follow(request: Request, reporter: Reporter, team: Team, device: str = "cpu") -> None:
+    """Take part in the outer loop of a training that the first process of the team runs."""
+    job: Job | None = team.agreed(None)
+    if job is not None:
+        outer_loop(job, request, reporter, team=team, device=device)
 
 
 def peak_memory_mb() -> float:
@@ -204,47 +229,59 @@ def prove(
 
 
 def outer_loop(
-    cuts: Cuts,
-    rows: ItemRows,
-    model: ModelConfig,
+    job: Job,
     request: Request,
     reporter: Reporter,
-    on_step: OnStep | None,
-    folder: RunFolder | None = None,
-    ancestor: Ancestor | None = None,
+    on_step: OnStep | None = None,
+    *,
+    keep: Keep | None = None,
+    team: Team = ALONE,
+    device: str = "cpu",
 ) -> Trained:
-    """Item tower and adapter from the first part.
+    """Item tower and adapter from the first part of the log.
 
-    Raises `DataError` where it holds too little, `ResumeError` where the folder's checkpoint is
-    of another model.
+    Raises `DataError` where it holds too little, `ResumeError` where the snapshot is of another
+    model, `BundleError` where the parent is.
     """
-    first, rest = episodes.split_time(cuts.log, cuts.fit)
+    first, rest = episodes.split_time(job.cuts.log, job.cuts.fit)
     episodes.refuse_leakage(first, rest)
     count = request.settings.model.threads or 1  # one: the same model on any number of cores
-    with reporter.phase("meta-train the inner loop") as advance, threads(count):
-        try:
-            return meta_train.train(
-                first,
-                rows.features(np.full(len(rows), -1)),
-                model,
-                budget_s=request.budget_s,
-                recipe=recipes.recipe(request.settings),
-                seed=request.seed,
-                held_out=cuts.held_out,
-                progress=_following(advance, on_step),
-                keep=None if folder is None else folder.keep,
-                resume=None if folder is None else folder.snapshot,
-                ancestor=ancestor,
-            )
-        except InheritanceError as error:
-            raise BundleError(
-                f"the parent cannot be gone on from: {error}",
-                remedy="Repeat its settings of `learning`, or begin at the base with --start base.",
-            ) from None
-        except SnapshotError as error:
-            raise ResumeError(str(error)) from None
-        except ValueError as error:
-            raise DataError(f"too little to learn from: {error}") from None
+    with (
+        reporter.phase("meta-train the inner loop") as advance,
+        threads(count),
+        _refusals(),
+    ):
+        return meta_train.train(
+            first,
+            job.rows.features(np.full(len(job.rows), -1)),
+            job.model,
+            budget_s=request.budget_s,
+            recipe=recipes.recipe(request.settings, device),
+            seed=request.seed,
+            held_out=job.cuts.held_out,
+            progress=_following(advance, on_step),
+            keep=keep,
+            resume=job.snapshot,
+            device=device,
+            ancestor=job.ancestor,
+            team=team,
+        )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what the outer loop refuses into errors of the command line."""
+    try:
+        yield
+    except SnapshotError as error:
+        raise ResumeError(str(error)) from None
+    except InheritanceError as error:
+        raise BundleError(
+            f"the parent cannot be gone on from: {error}",
+            remedy="Repeat its settings of `learning`, or begin at the base with --start base.",
+        ) from None
+    except ValueError as error:
+        raise DataError(f"too little to learn from: {error}") from None
 
 
 def _following(advance: Advance, on_step: OnStep | None) -> OnStep:
@@ -261,6 +298,31 @@ def _following(advance: Advance, on_step: OnStep | None) -> OnStep:
             on_step(now)
 
     return progress
+
+
+def _job(
+    request: Request,
+    data: Data,
+    parent: Parent | None,
+    rows: ItemRows,
+    model: ModelConfig,
+    reporter: Reporter,
+    folder: RunFolder | None,
+) -> Job:
+    """What the outer loop works on; the run begins here."""
+    drawn = training_data.held_out(data, request.held_out, request.seed)
+    cuts = cut(data.log, model.bucket, request, drawn)
+    if folder is not None:
+        origin = None if parent is None else parent.to_dict()
+        folder.begin(training_data.about(request, data, rows, origin), request.settings)
+        reporter.say(f"run: {folder.path}")
+    return Job(
+        cuts=cuts,
+        rows=rows,
+        model=model,
+        ancestor=_ancestor(parent, cuts, rows, request, reporter),
+        snapshot=None if folder is None else folder.snapshot,
+    )
 
 
 def _parent(

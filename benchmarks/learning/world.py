@@ -100,7 +100,8 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
 
 def _train(world: World, request: Request, reporter: Reporter) -> Trained:
     model = recipes.model_config(request.settings.learning, world.actions)
-    return training.outer_loop(world.cuts, world.text.rows, model, request, reporter, None)
+    job = training.Job(cuts=world.cuts, rows=world.text.rows, model=model)
+    return training.outer_loop(job, request, reporter)
 
 
 def _judge(

@@ -19,6 +19,7 @@ from stream.commands.common import (
 
 if TYPE_CHECKING:
     from adapters.report import Report
+    from adapters.team import Team
     from stream.errors import DataError
     from stream.training import Outcome, Request
     from stream.training_data import FromKafka
@@ -134,9 +135,10 @@ def train(
         seed=seed,
         on_bad=_pass_over if skip_bad else None,
     )
-    outcome = _run(request, runs, resume)
-    print_report(outcome.report)
-    _say_saved(outcome, out)
+    outcome = _run_together(request, runs, resume)
+    if outcome is not None:
+        print_report(outcome.report)
+        _say_saved(outcome, out)
 
 
 def _source(
@@ -205,7 +207,23 @@ def print_report(report: Report) -> None:
     typer.echo("\n" + verdict(report))
 
 
-def _run(request: Request, runs: Path | None, resume: Path | None) -> Outcome:
+def _run_together(request: Request, runs: Path | None, resume: Path | None) -> Outcome | None:
+    """The training, or a part in that of the first process where torchrun started several."""
+    from stream.assembly import choose_device
+    from stream.processes import joined
+    from stream.progress import Reporter
+    from stream.training import follow
+
+    with joined(choose_device(request.settings.model.device)) as (team, device):
+        if team.leads:
+            return _run(request, runs, resume, team, device)
+        follow(request, Reporter(), team, device)
+        return None
+
+
+def _run(
+    request: Request, runs: Path | None, resume: Path | None, team: Team, device: str
+) -> Outcome:
     from stream import run_folder
     from stream.curves import Curves, writers
     from stream.errors import DataError
@@ -222,7 +240,7 @@ def _run(request: Request, runs: Path | None, resume: Path | None) -> Outcome:
             folder.unless_begun(),
             Curves(writers(folder.path, folder.step, facts, shown.say)) as curves,
         ):
-            outcome = run(request, shown, curves.step, folder)
+            outcome = run(request, shown, curves.step, folder, team, device)
             curves.report(outcome.report)
         seconds = {**outcome.metrics["seconds"], "all": time.monotonic() - began}
         version = outcome.bundle.manifest.version

@@ -66,9 +66,8 @@ def trained(log: Log, items: list[Item]) -> tuple[Cuts, Trained, Meta]:
     """Both fits of the command, with a few outer steps."""
     text, reporter = text_of(items), Reporter()
     cuts = training.cut(log, 3_600.0, REQUEST)
-    outer = training.outer_loop(
-        cuts, text.rows, ModelConfig(actions=("click",)), REQUEST, reporter, None
-    )
+    job = training.Job(cuts=cuts, rows=text.rows, model=ModelConfig(actions=("click",)))
+    outer = training.outer_loop(job, REQUEST, reporter)
     meta, _ = training.fit_weights(outer, text, items, cuts, REQUEST, reporter)
     return cuts, outer, meta
 
