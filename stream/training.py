@@ -32,7 +32,7 @@ from adapters.team import ALONE, Team
 from adapters.types import Meta, ModelConfig
 from export.bundle import Bundle
 from stream import bundles, config, measuring, parents, recipes, training_bundle, training_data
-from stream.errors import BundleError, DataError, ResumeError
+from stream.errors import BundleError, DataError, Deserted, ResumeError
 from stream.files import OnBad
 from stream.item_encoder import ItemRows
 from stream.messages import Item
@@ -162,8 +162,14 @@ def train(
 
 
 def follow(request: Request, reporter: Reporter, team: Team, device: str = "cpu") -> None:
-    """Take part in the outer loop of a training that the first process of the team runs."""
-    job: Job | None = team.agreed(None)
+    """Take part in the outer loop of a training that the first process of the team runs.
+
+    Raises `Deserted` where that one ends before.
+    """
+    try:
+        job: Job | None = team.agreed(None)
+    except RuntimeError:  # the other end of the connection is gone
+        raise Deserted from None
     if job is not None:
         outer_loop(job, request, reporter, team=team, device=device)
 

@@ -34,14 +34,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("OMP_NUM_THREADS", "1")
         alone = invoke(train.app, *options(folder, "one"))
         assert alone.exit_code == 0, alone.output
-        start = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-        command = [sys.executable, "-m", *start, "-m", "stream", "train", *options(folder, "two")]
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=dict(os.environ)
-        )
+        done = in_two(*options(folder, "two"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("saved ") == 1
         yield folder
+
+
+def in_two(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node 2 -m stream train …`."""
+    start = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stream")
+    command = [sys.executable, "-m", *start, "train", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=dict(os.environ)
+    )
 
 
 def options(home: Path, out: str) -> list[str]:
@@ -85,6 +90,15 @@ def test_a_run_of_two_goes_on_in_one(home: Path) -> None:
     """A checkpoint knows nothing of how many processes wrote it."""
     again = invoke(train.app, *options(home, "two"), "--resume", run_of(home, "two"))
     assert again.exit_code == 0, again.output
+
+
+def test_a_mistake_is_said_by_the_first_and_ends_both(home: Path) -> None:
+    """The line that names the file comes once; the other process does not wait for ever."""
+    done = in_two(*options(home, "none"), "--events", str(home / "missing.jsonl"))
+    assert done.returncode != 0
+    assert done.stderr.count("missing.jsonl: No such file") == 1
+    assert "[rank1]: Traceback" not in done.stderr
+    assert not (home / "none").exists()
 
 
 @pytest.mark.parametrize("given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two", "RANK": "0"}])
