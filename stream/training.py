@@ -9,38 +9,37 @@ seen before it.
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from adapters import episodes, fit_experts, meta_train
+from adapters import episodes, fit_experts
 from adapters.episodes import Log
 from adapters.evaluate import variant_meta
 from adapters.fit_experts import FitOptions
-from adapters.inheritance import Ancestor, InheritanceError
+from adapters.inheritance import Ancestor
 from adapters.meta_train import Trained
-from adapters.outer_loop import Keep, Progress, Snapshot, SnapshotError
 from adapters.report import Report
 from adapters.signals import bucket_start
 from adapters.team import ALONE, Team
 from adapters.types import Meta, ModelConfig
 from export.bundle import Bundle
 from stream import bundles, config, measuring, parents, recipes, training_bundle, training_data
-from stream.errors import BundleError, DataError, Deserted, ResumeError
+from stream.errors import DataError
 from stream.files import OnBad
 from stream.item_encoder import ItemRows
 from stream.messages import Item
 from stream.parents import Parent, Start
 from stream.progress import Advance, Reporter
 from stream.run_folder import RunFolder
+from stream.threads import one_thread
 from stream.training_bundle import catalogue_at
 from stream.training_data import Data, FromKafka
+from stream.training_loop import Job, OnStep, outer_loop
 from stream.training_text import Text, read_text
 
 
@@ -88,20 +87,6 @@ class Cuts:
     held_out: NDArray[np.int64]  # drawn users, and all who first appear after `fit`
 
 
-OnStep = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What the outer loop depends on beside the request; it can be sent to other processes."""
-
-    cuts: Cuts
-    rows: ItemRows
-    model: ModelConfig
-    ancestor: Ancestor | None = None
-    snapshot: Snapshot | None = None  # where a run that was broken off goes on
-
-
 def train(
     request: Request,
     reporter: Reporter,
@@ -119,10 +104,22 @@ def train(
     refused, `ResumeError` when the folder is that of another run.
     """
     data = training_data.read(request, reporter, folder)
+    items = data.items
     model = recipes.model_config(request.settings.learning, data.columns.action_names)
     parent = _parent(request, model, reporter, folder)
-    text = read_text(request, data.items, reporter)
-    job = _job(request, data, parent, text.rows, model, reporter, folder)
+    drawn = training_data.held_out(data, request.held_out, request.seed)
+    cuts = cut(data.log, model.bucket, request, drawn)
+    text = read_text(request, items, reporter)
+    if folder is not None:
+        folder.begin(training_data.about(request, data, text.rows, parent), request.settings)
+        reporter.say(f"run: {folder.path}")
+    job = Job(
+        cuts=cuts,
+        rows=text.rows,
+        model=model,
+        ancestor=_ancestor(parent, cuts, text.rows, request, reporter),
+        snapshot=None if folder is None else folder.snapshot,
+    )
     trained = outer_loop(
         team.agreed(job),
         request,
@@ -132,7 +129,6 @@ def train(
         team=team,
         device=device,
     )
-    items, cuts = data.items, job.cuts
     with one_thread():
         meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)
         report = Report(())
@@ -143,14 +139,7 @@ def train(
         "report": report.to_dict(),
         "training": trained.metrics,
         "experts": fitted,
-        "cuts": {
-            "fit": cuts.fit,
-            "test": cuts.test,
-            "held_out": len(cuts.held_out),
-            "held_out_by": "seed" if data.window is None else "hash",
-        },
-        "left_out": {} if data.left is None else data.left.to_dict(),
-        "processes": team.size,
+        **_protocol(data, cuts, team),
         "seconds": dict(reporter.seconds),
         "seed": request.seed,
     }
@@ -161,38 +150,23 @@ def train(
     return Outcome(bundle=saved, report=report, metrics=metrics)
 
 
-def follow(request: Request, reporter: Reporter, team: Team, device: str = "cpu") -> None:
-    """Take part in the outer loop of a training that the first process of the team runs.
-
-    Raises `Deserted` where that one ends before.
-    """
-    try:
-        job: Job | None = team.agreed(None)
-    except RuntimeError:  # the other end of the connection is gone
-        raise Deserted from None
-    if job is not None:
-        outer_loop(job, request, reporter, team=team, device=device)
+def _protocol(data: Data, cuts: Cuts, team: Team) -> dict[str, Any]:
+    """What the figures rest on."""
+    return {
+        "cuts": {
+            "fit": cuts.fit,
+            "test": cuts.test,
+            "held_out": len(cuts.held_out),
+            "held_out_by": "seed" if data.window is None else "hash",
+        },
+        "left_out": {} if data.left is None else data.left.to_dict(),
+        "processes": team.size,
+    }
 
 
 def peak_memory_mb() -> float:
     """The most that this process has held in memory since it began."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def one_thread() -> AbstractContextManager[None]:
-    """One torch thread: many small products wait for each other's threads longer than they run."""
-    return threads(1)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many torch threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def cut(log: Log, bucket: float, request: Request, drawn: NDArray[np.int64] | None = None) -> Cuts:
@@ -232,103 +206,6 @@ def prove(
 
 
 # -- phases -------------------------------------------------------------------------------------
-
-
-def outer_loop(
-    job: Job,
-    request: Request,
-    reporter: Reporter,
-    on_step: OnStep | None = None,
-    *,
-    keep: Keep | None = None,
-    team: Team = ALONE,
-    device: str = "cpu",
-) -> Trained:
-    """Item tower and adapter from the first part of the log.
-
-    Raises `DataError` where it holds too little, `ResumeError` where the snapshot is of another
-    model, `BundleError` where the parent is.
-    """
-    first, rest = episodes.split_time(job.cuts.log, job.cuts.fit)
-    episodes.refuse_leakage(first, rest)
-    count = request.settings.model.threads or 1  # one: the same model on any number of cores
-    with (
-        reporter.phase("meta-train the inner loop") as advance,
-        threads(count),
-        _refusals(),
-    ):
-        return meta_train.train(
-            first,
-            job.rows.features(np.full(len(job.rows), -1)),
-            job.model,
-            budget_s=request.budget_s,
-            recipe=recipes.recipe(request.settings, device),
-            seed=request.seed,
-            held_out=job.cuts.held_out,
-            progress=_following(advance, on_step),
-            keep=keep,
-            resume=job.snapshot,
-            device=device,
-            ancestor=job.ancestor,
-            team=team,
-        )
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns what the outer loop refuses into errors of the command line."""
-    try:
-        yield
-    except SnapshotError as error:
-        raise ResumeError(str(error)) from None
-    except InheritanceError as error:
-        raise BundleError(
-            f"the parent cannot be gone on from: {error}",
-            remedy="Repeat its settings of `learning`, or begin at the base with --start base.",
-        ) from None
-    except ValueError as error:
-        raise DataError(f"too little to learn from: {error}") from None
-
-
-def _following(advance: Advance, on_step: OnStep | None) -> OnStep:
-    """Shows the progress of the outer loop, with the last validation loss."""
-    checked = ""
-
-    def progress(now: Progress) -> None:
-        nonlocal checked
-        if now.validation is not None:
-            checked = f", validation {now.validation:.3f}"
-        losses = ", ".join(f"{name} {value:.3f}" for name, value in now.losses.items())
-        advance(now.fraction, f"{losses}{checked}, at most {now.seconds_left:.0f} s left")
-        if on_step is not None:
-            on_step(now)
-
-    return progress
-
-
-def _job(
-    request: Request,
-    data: Data,
-    parent: Parent | None,
-    rows: ItemRows,
-    model: ModelConfig,
-    reporter: Reporter,
-    folder: RunFolder | None,
-) -> Job:
-    """What the outer loop works on; the run begins here."""
-    drawn = training_data.held_out(data, request.held_out, request.seed)
-    cuts = cut(data.log, model.bucket, request, drawn)
-    if folder is not None:
-        origin = None if parent is None else parent.to_dict()
-        folder.begin(training_data.about(request, data, rows, origin), request.settings)
-        reporter.say(f"run: {folder.path}")
-    return Job(
-        cuts=cuts,
-        rows=rows,
-        model=model,
-        ancestor=_ancestor(parent, cuts, rows, request, reporter),
-        snapshot=None if folder is None else folder.snapshot,
-    )
 
 
 def _parent(

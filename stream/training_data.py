@@ -20,6 +20,7 @@ from stream.columns import Columns
 from stream.errors import DataError, ResumeError
 from stream.item_encoder import ItemRows
 from stream.messages import Item, encode
+from stream.parents import Parent
 from stream.progress import Reporter
 from stream.run_folder import About, RunFolder
 from stream.window import Left, Window
@@ -92,7 +93,7 @@ def held_out(data: Data, share: float, seed: int) -> NDArray[np.int64]:
     return np.flatnonzero(np.array(hashes, np.float64) < share * 2.0**64)
 
 
-def about(request: Request, data: Data, rows: ItemRows, parent: dict[str, str] | None) -> About:
+def about(request: Request, data: Data, rows: ItemRows, parent: Parent | None) -> About:
     """What the run depends on, and a digest of all that was read."""
     log, digest = data.log, xxhash.xxh3_128()
     columns = (log.users, log.items, log.actions, log.values, log.times)
@@ -112,7 +113,7 @@ def about(request: Request, data: Data, rows: ItemRows, parent: dict[str, str] |
         catalogue=len(rows),
         data_digest=digest.hexdigest(),
         window=None if data.window is None else data.window.to_dict(),
-        parent=parent,
+        parent=None if parent is None else parent.to_dict(),
     )
 
 

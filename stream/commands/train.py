@@ -212,7 +212,7 @@ def _run_together(request: Request, runs: Path | None, resume: Path | None) -> O
     from stream.assembly import choose_device
     from stream.processes import joined
     from stream.progress import Reporter
-    from stream.training import follow
+    from stream.training_loop import follow
 
     with joined(choose_device(request.settings.model.device)) as (team, device):
         if team.leads:
