@@ -66,7 +66,7 @@ def read(request: Request, reporter: Reporter, folder: RunFolder | None = None) 
         measured = _window(request, request.kafka, folder)
         taken = window.take(request.settings, measured, lambda share: advance(share, ""))
         datasets.require_enough(taken.columns, measured.events.topic)
-        items = _same_items(taken.items, folder, request)
+        items = same_items(taken.items, folder, request)
         log = datasets.to_log(taken.columns, [i.item for i in items], request.settings.state)
     data = Data(
         columns=taken.columns,
@@ -149,7 +149,7 @@ def _window(request: Request, source: FromKafka, folder: RunFolder | None) -> Wi
     return began
 
 
-def _same_items(items: list[Item], folder: RunFolder | None, request: Request) -> list[Item]:
+def same_items(items: list[Item], folder: RunFolder | None, request: Request) -> list[Item]:
     """The items of the run's beginning, kept in its folder.
 
     `items` is compacted: an item that has changed since is no longer there as it was.
