@@ -190,8 +190,9 @@ def _residuals(
     known = total[..., None].exp() * (key @ moved.transpose(-1, -2))  # G_t D k_t
     right = size * (value - key @ start.transpose(-1, -2) - known)
     left = size * between * (key @ key.transpose(-1, -2))
+    exact = torch.promote_types(left.dtype, torch.float32)  # under autocast it is bfloat16
     solved: Tensor = torch.linalg.solve_triangular(
-        left.tril(-1), right, upper=False, unitriangular=True
+        left.tril(-1).to(exact), right.to(exact), upper=False, unitriangular=True
     )
     return solved
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 
 from adapters import (
     adapter,
@@ -28,8 +28,10 @@ from adapters import (
     validation,
 )
 from adapters.episodes import Draw, Episodes, Histories, Log
+from adapters.inheritance import Ancestor, inherit
 from adapters.offsets import Offsets
 from adapters.outer_loop import Check, Clock, Keep, Progress, Snapshot, Task
+from adapters.team import ALONE, Team
 from adapters.towers import ItemFeatures
 from adapters.types import Block, Meta, ModelConfig
 
@@ -70,6 +72,7 @@ class Recipe:
     popularity_scale: float = 10.0  # learning rate of its weights relative to that of the rest
     least_events: int = 5  # of an item that gets an id embedding
     inner_loop: bool = True  # off: steps of size zero in training and after it, as a control
+    mixed: bool = False  # products in bfloat16, weights and sums in float32; checks stay exact
     silent: tuple[str, ...] = ()  # tensors that are zero and stay so, such as `item.id`
     draw: Draw = field(default_factory=Draw)
 
@@ -108,14 +111,18 @@ def train(
     keep: Keep | None = None,
     resume: Snapshot | None = None,
     device: torch.device | str = "cpu",
+    ancestor: Ancestor | None = None,
+    team: Team = ALONE,
 ) -> Trained:
     """Meta-train on `log`, whose items are rows of `features`.
 
     Runs until checks on the newest events of users in `held_out` bring nothing better, at most
     `recipe.steps` steps and `budget_s` seconds of wall time. These users are otherwise left out
     entirely, id embeddings included. The id rows of `features` are set here. `keep` is offered a
-    snapshot after every step, and `resume` goes on from one: same arguments, same result. Raises
-    `ValueError` where the log holds nothing to predict.
+    snapshot after every step, and `resume` goes on from one: same arguments, same result. With an
+    `ancestor` the weights begin as its own are. In a `team` every process calls this with the same
+    arguments and returns the same. Raises `ValueError` where the log holds nothing to
+    predict, `InheritanceError` where the ancestor has other dimensions.
     """
     started = time.monotonic()
     recipe = recipe or Recipe()
@@ -125,10 +132,13 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     known = towers.known_items(kept.items, len(features), recipe.least_events)
     features = replace(features, id_rows=known)
-    meta = _without(start(kept, features, config, generator), recipe).to(device)
+    meta = start(kept, features, config, generator)
+    if ancestor is not None:
+        meta = inherit(meta, ancestor, features.id_rows, FROZEN)
+    meta = _without(meta, recipe).to(device)
     checked = validation.draw(log, users, recipe.draw, seed)
     meta, metrics = outer_loop.run(
-        _task(meta, kept, features.to(device), checked, recipe, seed),
+        _task(meta, kept, features.to(device), checked, recipe, seed, team),
         recipe,
         Clock(_steps(recipe, len(kept), budget_s), budget_s, started),
         generator,
@@ -136,6 +146,7 @@ def train(
         progress=progress,
         keep=keep,
         resume=resume,
+        team=team,
     )
     metrics |= {
         "validation_positions": float(validation.size(checked)),
@@ -187,6 +198,7 @@ def _task(
     checked: list[Episodes],
     recipe: Recipe,
     seed: int,
+    team: Team,
 ) -> Task:
     histories = episodes.group(log, repeat=recipe.draw.repeat)
     if not (histories.target >= 0).any():
@@ -198,14 +210,15 @@ def _task(
         model: Meta, generator: torch.Generator, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         batch = episodes.sample(histories, recipe.draw, chances, rng)
-        return losses(model, features, batch, softmax, recipe, generator)
+        with autocast(features.text.device.type, torch.bfloat16, enabled=recipe.mixed):
+            return losses(model, features, batch, softmax, recipe, generator, team)
 
     return Task(
         start=meta,
         frozen=(*FROZEN, *recipe.silent),
         scales={POPULARITY: recipe.popularity_scale},
         loss=loss,
-        check=_check(features, checked, softmax, recipe, seed) if checked else None,
+        check=_check(features, checked, softmax, recipe, seed, team) if checked else None,
     )
 
 
@@ -215,15 +228,18 @@ def _check(
     softmax: _Softmax,
     recipe: Recipe,
     seed: int,
+    team: Team,
 ) -> Check:
-    """The loss over fixed positions and sampled items, nothing dropped."""
+    """The loss over fixed positions and sampled items, nothing dropped and nothing rounded."""
     whole = replace(recipe, id_dropout=0.0, vector_dropout=0.0, balance=0.0, diversity_weight=0.0)
     sizes = [validation.size([batch]) for batch in batches]
 
     def check(model: Meta) -> float:
         generator = torch.Generator().manual_seed(seed)
-        found = [losses(model, features, b, softmax, whole, generator)[1].item() for b in batches]
-        return float(np.average(found, weights=sizes))
+        found = [
+            losses(model, features, b, softmax, whole, generator, team)[1].item() for b in batches
+        ]
+        return team.total(float(np.average(found, weights=sizes))) / team.size
 
     return check
 
@@ -240,8 +256,13 @@ def losses(
     softmax: _Softmax,
     recipe: Recipe,
     generator: torch.Generator,
+    team: Team = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """L_few and L_meta of a batch: mean negative log-likelihood of the next positives."""
+    """L_few and L_meta of a batch: mean negative log-likelihood of the next positives.
+
+    In a team those of this process's episodes, such that their average over the team is that of
+    the whole batch. What is drawn at random is drawn for the whole batch, alike in all processes.
+    """
     device = features.text.device
     negatives = _draw_negatives(softmax, generator)
     rows, local = _used_rows(batch, negatives, softmax.rows)
@@ -249,8 +270,12 @@ def losses(
     dropped = torch.rand(len(rows), generator=generator) < recipe.id_dropout
     vectors = towers.item_vectors(meta, known.without_ids(dropped.to(device)))
     inputs = vectors * _dropout(vectors.shape, recipe.vector_dropout, generator).to(device)
+    few, query = _sizes(batch)
+    batch = team.share(_with_profiles(batch, recipe, generator))
+    if not len(batch.targets):  # more processes than episodes
+        return vectors.sum() * 0, vectors.sum() * 0
     block = replace(batch.block, items=_look_up(local, batch.block.items)).to(device)
-    interests = _interests(meta, block, inputs, _profiles(meta, batch, recipe, generator))
+    interests = _interests(meta, block, inputs, _points(meta, batch))
     wanted = batch.targets >= 0
     owner, place = wanted.nonzero(as_tuple=True)
     chosen = interests[owner.to(device), batch.places[wanted].to(device)]  # [m, K, d]
@@ -258,12 +283,12 @@ def losses(
     if recipe.diversity_weight:
         text = towers.reduce_text(meta, known.text[local[negatives].to(device)])
         nll = nll + recipe.diversity_weight * sameness(scores, text)
-    query = batch.query[owner, place].to(device)
-    meta_loss = _mean(nll, query)
+    late = batch.query[owner, place].to(device)
+    meta_loss = _mean(nll, late, query) * team.size
     if chosen.shape[1] > 1:
         target = vectors[local[batch.targets[wanted]].to(device)]
         meta_loss = meta_loss + recipe.balance * _uneven(chosen @ target[..., None])
-    return _mean(nll, ~query), meta_loss
+    return _mean(nll, ~late, few) * team.size, meta_loss
 
 
 def _interests(meta: Meta, block: Block, vectors: Tensor, profile: Tensor | None) -> Tensor:
@@ -273,15 +298,19 @@ def _interests(meta: Meta, block: Block, vectors: Tensor, profile: Tensor | None
     return torch.cat([adapter.read(meta, state)[:, None], after], dim=1)
 
 
-def _profiles(
-    meta: Meta, batch: Episodes, recipe: Recipe, generator: torch.Generator
-) -> Tensor | None:
-    """Points [n, d] of the users' profiles, some of them left out."""
+def _with_profiles(batch: Episodes, recipe: Recipe, generator: torch.Generator) -> Episodes:
+    """The batch with some of its users' profiles left out."""
+    if batch.profiles is None:
+        return batch
+    kept = torch.rand(len(batch.profiles), generator=generator) >= recipe.profile_dropout
+    return replace(batch, profiles=torch.where(kept[:, None], batch.profiles, -1))
+
+
+def _points(meta: Meta, batch: Episodes) -> Tensor | None:
+    """Points [n, d] of the users' profiles."""
     if batch.profiles is None:
         return None
-    kept = torch.rand(len(batch.profiles), generator=generator) >= recipe.profile_dropout
-    told = torch.where(kept[:, None], batch.profiles, -1)
-    return profiles.vectors(meta, told.to(meta["step_scale"].device))
+    return profiles.vectors(meta, batch.profiles.to(meta["step_scale"].device))
 
 
 def _nll(
@@ -301,14 +330,15 @@ def _nll(
     """
     device, wanted = vectors.device, batch.targets >= 0
     target = batch.targets[wanted]
-    scores = _best(interests, vectors[local[negatives].to(device)])  # [m, C]
+    scores = _exact(_best(interests, vectors[local[negatives].to(device)]))  # [m, C]
     if softmax.chances is not None:
         scores = scores - (softmax.size * softmax.chances[negatives]).log().to(device)
     hidden = _seen(batch, negatives, softmax.rows) | (negatives == target[:, None])
     if softmax.since is not None:
         hidden |= softmax.since[negatives] > batch.times[wanted][:, None]
     scores = scores.masked_fill(hidden.to(device), -math.inf)
-    right = torch.einsum("mkd,md->mk", interests, vectors[local[target].to(device)]).amax(1)
+    own = torch.einsum("mkd,md->mk", interests, vectors[local[target].to(device)])
+    right = _exact(own.amax(1))
     if softmax.offsets is not None:
         moment = softmax.offsets.at(batch.times[wanted])
         table, weight = softmax.offsets.table, meta[POPULARITY]
@@ -319,6 +349,11 @@ def _nll(
             scores = scores + weight[half_life] * offset
             right = right + weight[half_life] * known[line, target].float().to(device)
     return torch.logaddexp(right, scores.logsumexp(1)) - right, scores
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float32 at least: sums of exponentials do not bear the rounding of bfloat16."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def sameness(scores: Tensor, text: Tensor) -> Tensor:
@@ -405,6 +440,12 @@ def _dropout(shape: torch.Size, share: float, generator: torch.Generator) -> Ten
     return (torch.rand(shape, generator=generator) >= share).float() / (1 - share)
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of some values, 0 where there are none."""
-    return (values * where).sum() / where.sum().clamp(min=1)
+def _sizes(batch: Episodes) -> tuple[int, int]:
+    """Predictions of the support part and of the query part, 1 where there are none."""
+    wanted = batch.targets >= 0
+    return tuple(max(int((wanted & part).sum()), 1) for part in (~batch.query, batch.query))  # type: ignore[return-value]
+
+
+def _mean(values: Tensor, where: Tensor, size: int) -> Tensor:
+    """The sum of some values over how many there are in the whole batch."""
+    return (values * where).sum() / size

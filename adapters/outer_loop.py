@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters import adamw
+from adapters.team import ALONE, Team
 from adapters.types import Meta
 
 if TYPE_CHECKING:
@@ -131,21 +132,23 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     keep: Keep | None = None,
     resume: Snapshot | None = None,
+    team: Team = ALONE,
 ) -> tuple[Meta, dict[str, float]]:
     """The trained model and the figures of the run.
 
-    The model is that of the best check; without checks it is the last one. Raises `SnapshotError`
+    The model is that of the best check; without checks it is the last one. Processes of a `team`
+    take the same steps; the loss is that of each one's share. Raises `SnapshotError`
     where `resume` belongs to another model.
     """
     state = _begin(task, recipe, generator, rng)
     if resume is not None:
         _restore(state, resume)
         clock = replace(clock, started=clock.started - state.facts.spent_s)
-    facts, fraction = state.facts, clock.fraction(state.facts.step)
+    facts, fraction = state.facts, team.agreed(clock.fraction(state.facts.step))
     while fraction < 1 and not stopped(facts, recipe):
         rate = recipe.learning_rate * schedule(fraction, recipe.warm_up)
-        losses = _step(state, task.loss, recipe, rate)
-        fraction = min(clock.fraction(facts.step), 1.0)
+        losses = _step(state, task.loss, recipe, rate, team)
+        fraction = team.agreed(min(clock.fraction(facts.step), 1.0))
         due = facts.step % recipe.check_every == 0 or fraction == 1
         found = _look(state, task.check) if due else None
         facts.spent_s = clock.spent()
@@ -173,13 +176,14 @@ def stopped(facts: _Facts, recipe: Recipe) -> bool:
 # -- a step -------------------------------------------------------------------------------------
 
 
-def _step(state: _Run, loss: Loss, recipe: Recipe, rate: float) -> dict[str, float]:
+def _step(state: _Run, loss: Loss, recipe: Recipe, rate: float, team: Team) -> dict[str, float]:
     few, query = loss(state.model, state.generator, state.rng)
     total = query + recipe.few_weight * few
     leaves = list(state.leaves.values())
     for leaf in leaves:
         leaf.grad = None
     total.backward()  # type: ignore[no-untyped-call]
+    few, query, total = team.average(leaves, (few, query, total))
     torch.nn.utils.clip_grad_norm_(leaves, recipe.clip)
     adamw.descend(state.groups, rate)
     facts = state.facts

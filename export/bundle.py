@@ -78,7 +78,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     encoder: EncoderEntry
     parity: Parity
     metrics: dict[str, Any] = {}
-    parent: str | None = None
+    parent: str | None = None  # version of the model that training went on from
+    counted_from: float | None = None  # unix seconds from which workers add to the prior's counters
     version: str = ""
     files: dict[str, FileEntry] = {}
 

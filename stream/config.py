@@ -294,6 +294,9 @@ class Learning(Section):
         description="checks on held-out users, one every 50 steps, without anything better that "
         "end the outer loop; unset: it never stops early",
     )
+    mixed_precision: Literal["auto", "always", "never"] = Field(
+        "auto", description="products of the outer loop in bfloat16; auto = on a GPU"
+    )
     checkpoint_s: float = Field(
         20.0, ge=0, description="seconds between checkpoints, from which --resume goes on"
     )

@@ -48,12 +48,17 @@ def read_events(
     if until is not None:
         events = [event for event in events if event.timestamp < until * 1e3]
     columns = to_columns(events, settings)
+    require_enough(columns, " ".join(sources))
+    return columns
+
+
+def require_enough(columns: Columns, where: str) -> None:
+    """Raises `DataError` for columns from which nothing can be learned."""
     if len(columns) < LEAST_EVENTS:
         raise DataError(
-            f"{' '.join(sources)}: {len(columns)} interactions are too few to learn from",
+            f"{where}: {len(columns)} interactions are too few to learn from",
             remedy=f"Bring at least {LEAST_EVENTS}, better 10,000 and more.",
         )
-    return columns
 
 
 def read_items(
@@ -81,8 +86,8 @@ def to_log(columns: Columns, item_ids: Sequence[str], state: config.State | None
     known = float((rows >= 0).mean())
     if known < 0.5:
         raise DataError(
-            f"only {known:.0%} of the events have an item of the items file",
-            remedy="Check that both files use the same item ids.",
+            f"only {known:.0%} of the events have an item that is among the items",
+            remedy="Check that both use the same item ids.",
         )
     log = episodes.make_log(columns.users, rows, columns.actions, columns.values, columns.times)
     return replace(log, shown=_shown(columns, row_of, state), profiles=_profiles(columns))

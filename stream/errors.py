@@ -68,6 +68,10 @@ class ResumeError(InnerloopError):
     exit_code = 4
 
 
+class Deserted(InnerloopError):
+    """The first process has ended before it trained. Its own message says what to do."""
+
+
 class BundleError(InnerloopError):
     """The model bundle was refused. Train one with `innerloop train` or name another folder."""
 

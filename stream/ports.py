@@ -150,6 +150,18 @@ class LogReader(Protocol):
         """
 
 
+class TimeReader(LogReader, Protocol):
+    """A `LogReader` that finds offsets by the records' own time."""
+
+    def offsets_at(
+        self, partitions: Sequence[TopicPartition], time_ms: int
+    ) -> dict[TopicPartition, int]:
+        """Of each partition the first offset whose record is of `time_ms` or later, or the end.
+
+        Every record before it is older; later ones may be, too, where producers' clocks differ.
+        """
+
+
 class Tail(Protocol):
     """Follows all partitions of a topic without a group, committed records only."""
 

@@ -28,9 +28,10 @@ def model_config(learning: config.Learning, actions: tuple[str, ...]) -> ModelCo
     )
 
 
-def recipe(settings: config.Settings) -> Recipe:
-    """The outer loop that these settings ask for."""
+def recipe(settings: config.Settings, device: str = "cpu") -> Recipe:
+    """The outer loop that these settings ask for on this device."""
     learning, usual = settings.learning, Recipe()
+    mixed = {"auto": device.startswith("cuda"), "always": True, "never": False}
     return replace(
         usual,
         steps=learning.steps,
@@ -41,6 +42,7 @@ def recipe(settings: config.Settings) -> Recipe:
         few_weight=learning.few_weight,
         diversity_weight=learning.diversity_weight,
         inner_loop=learning.inner_loop,
+        mixed=mixed[learning.mixed_precision],
         silent=_SILENT[learning.item_features],
         draw=replace(
             usual.draw,

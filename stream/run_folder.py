@@ -1,7 +1,8 @@
 """The folder of a training run: what it ran on, with which settings, its figures, its checkpoints.
 
     config.yaml                     the settings, as `load` reads them
-    run.json                        data, window, seed
+    run.json                        data, window, seed, parent
+    items.jsonl.gz                  the items, of a run from Kafka
     metrics.json                    figures, seconds of every phase, memory; written at the end
     events.out.tfevents.*           curves
     checkpoints/last.safetensors    the outer loop between two steps
@@ -39,7 +40,8 @@ METRICS_FILE = "metrics.json"
 CHECKPOINT = Path("checkpoints") / "last.safetensors"
 
 _FACTS = "facts"  # of a checkpoint: its metadata, as JSON
-_FREE = "learning.checkpoint_s"  # may differ when a run is resumed
+_SOURCES = ("events", "items")  # files may have moved
+_FREE = ("learning.checkpoint_s", "parent.bundle")  # may differ when a run is resumed
 _SPARING = 20
 """A better model is kept at once where that costs less than a twentieth of the time."""
 
@@ -59,6 +61,8 @@ class About:
     users: int
     catalogue: int  # items
     data_digest: str  # of all events, items and vectors
+    window: dict[str, Any] | None = None  # offsets of a run from Kafka; see `stream.window`
+    parent: dict[str, str] | None = None  # version and bundle of the model that it goes on from
 
 
 class RunFolder:
@@ -76,13 +80,23 @@ class RunFolder:
         """The outer step after which the run goes on, 0 at the beginning."""
         return 0 if self.snapshot is None else int(self.snapshot.facts["step"])
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run has begun before."""
+        return (self.path / RUN_FILE).exists()
+
+    def before(self, name: str) -> Any:
+        """What `run.json` says about a run that goes on; None where it begins."""
+        path = self.path / RUN_FILE
+        return json.loads(path.read_text(encoding="utf-8")).get(name) if self.begun else None
+
     @contextmanager
     def unless_begun(self) -> Iterator[None]:
         """Remove the folder after an error before `begin`: nothing was run that could go on."""
         try:
             yield
         except BaseException:
-            if not (self.path / RUN_FILE).exists():
+            if not self.begun:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
 
@@ -92,7 +106,7 @@ class RunFolder:
         Raises `ResumeError` when a run goes on with other data, settings or another seed.
         """
         self._every_s = settings.learning.checkpoint_s
-        if (self.path / RUN_FILE).exists():
+        if self.begun:
             self._compare(about, settings)
             return
         _write(self.path / CONFIG_FILE, config.to_yaml(settings))
@@ -177,9 +191,8 @@ def _facts(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, o
     """What has to be the same when a run is resumed, by dotted names."""
     parts = {section: settings.get(section, {}) for section in ("learning", "messages")}
     found = {"ranking.exclude_seen": settings["ranking"]["exclude_seen"], **_flat(parts)}
-    found |= {name: value for name, value in about.items() if name not in ("events", "items")}
-    found.pop(_FREE, None)
-    return found
+    found |= _flat({name: value for name, value in about.items() if name not in _SOURCES})
+    return {name: value for name, value in found.items() if name not in _FREE}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -200,7 +200,7 @@ class MemoryProducer:
 
 
 class MemoryReader:
-    """`stream.ports.LogReader` in memory."""
+    """`stream.ports.TimeReader` in memory."""
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
@@ -212,6 +212,12 @@ class MemoryReader:
     def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """True end offsets, those of open transactions included."""
         return {tp: self._log.end(tp) for tp in partitions}
+
+    def offsets_at(
+        self, partitions: Sequence[TopicPartition], time_ms: int
+    ) -> dict[TopicPartition, int]:
+        """The first offset whose record is of `time_ms` or later, or the end."""
+        return {tp: self._log.offset_at(tp, time_ms) for tp in partitions}
 
     def read(
         self, positions: Positions, targets: Positions, limit: int = 10_000

@@ -111,6 +111,13 @@ class MemoryLog:
         """The end offset, those of open transactions included."""
         return self.partition(tp).start + len(self.partition(tp).entries)
 
+    def offset_at(self, tp: TopicPartition, time_ms: int) -> int:
+        """The first offset whose record is of `time_ms` or later, or the end."""
+        with self._lock:
+            records = (entry.record for entry in self.partition(tp).entries)
+            late = (r.offset for r in records if r is not None and r.timestamp >= time_ms)
+            return next(late, self.end(tp))
+
     def delete_before(self, tp: TopicPartition, offset: int) -> None:
         """What retention does."""
         with self._lock:

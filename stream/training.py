@@ -9,37 +9,37 @@ seen before it.
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import xxhash
 from numpy.typing import NDArray
 
-from adapters import episodes, fit_experts, meta_train
+from adapters import episodes, fit_experts
 from adapters.episodes import Log
 from adapters.evaluate import variant_meta
 from adapters.fit_experts import FitOptions
+from adapters.inheritance import Ancestor
 from adapters.meta_train import Trained
-from adapters.outer_loop import Progress, SnapshotError
 from adapters.report import Report
 from adapters.signals import bucket_start
+from adapters.team import ALONE, Team
 from adapters.types import Meta, ModelConfig
 from export.bundle import Bundle
-from stream import bundles, config, datasets, measuring, recipes, training_bundle
-from stream.columns import Columns
-from stream.errors import DataError, ResumeError
+from stream import bundles, config, measuring, parents, recipes, training_bundle, training_data
+from stream.errors import DataError
 from stream.files import OnBad
 from stream.item_encoder import ItemRows
 from stream.messages import Item
+from stream.parents import Parent, Start
 from stream.progress import Advance, Reporter
-from stream.run_folder import About, RunFolder
+from stream.run_folder import RunFolder
+from stream.threads import one_thread
 from stream.training_bundle import catalogue_at
+from stream.training_data import Data, FromKafka
+from stream.training_loop import Job, OnStep, outer_loop
 from stream.training_text import Text, read_text
 
 
@@ -47,10 +47,13 @@ from stream.training_text import Text, read_text
 class Request:
     """What to train on, for how long, and where to."""
 
-    events: Sequence[str]
-    items: Sequence[str]
     out: str
     settings: config.Settings
+    events: Sequence[str] = ()  # files
+    items: Sequence[str] = ()  # files
+    kafka: FromKafka | None = None  # the topics in place of files
+    parent: str | None = None  # address, `champion` or `none`; see `stream.parents.find`
+    start: Start = "parent"  # where the outer loop begins if there is a parent
     name: str = "innerloop"
     budget_s: float | None = None  # of wall time for the outer loop; None = see `learning.steps`
     until: float | None = None  # unix seconds: later events are left out altogether
@@ -84,35 +87,48 @@ class Cuts:
     held_out: NDArray[np.int64]  # drawn users, and all who first appear after `fit`
 
 
-OnStep = Callable[[Progress], None]
-
-
 def train(
     request: Request,
     reporter: Reporter,
     on_step: OnStep | None = None,
     folder: RunFolder | None = None,
+    team: Team = ALONE,
+    device: str = "cpu",
 ) -> Outcome:
     """Run all phases; `on_step` is told of the outer loop's progress, for curves.
 
     `folder` keeps what the run depends on and checkpoints of the outer loop, and says where a run
-    that was broken off goes on. Raises `DataError` for files that cannot be read or hold too
-    little, `BundleError` when the backbone, its export or the address of the bundle is refused,
-    `ResumeError` when the folder is that of another run.
+    that was broken off goes on. The other processes of a `team` are to call `follow`. `device` is
+    that of the outer loop. Raises `DataError` for files and topics that cannot be read or hold too
+    little, `BundleError` when the backbone, its export, the parent or the address of the bundle is
+    refused, `ResumeError` when the folder is that of another run.
     """
-    messages = datasets.messages_for([*request.events, *request.items], request.settings.messages)
-    with reporter.phase("read events and items"):
-        items = datasets.read_items(request.items, messages, request.on_bad)
-        columns = datasets.read_events(request.events, messages, request.on_bad, request.until)
-        log = datasets.to_log(columns, [item.item for item in items], request.settings.state)
-    _say_size(reporter, columns, items)
+    data = training_data.read(request, reporter, folder)
+    items = data.items
+    model = recipes.model_config(request.settings.learning, data.columns.action_names)
+    parent = _parent(request, model, reporter, folder)
+    drawn = training_data.held_out(data, request.held_out, request.seed)
+    cuts = cut(data.log, model.bucket, request, drawn)
     text = read_text(request, items, reporter)
-    model = recipes.model_config(request.settings.learning, columns.action_names)
-    cuts = cut(log, model.bucket, request)
     if folder is not None:
-        folder.begin(_about(request, log, text.rows), request.settings)
+        folder.begin(training_data.about(request, data, text.rows, parent), request.settings)
         reporter.say(f"run: {folder.path}")
-    trained = outer_loop(cuts, text.rows, model, request, reporter, on_step, folder)
+    job = Job(
+        cuts=cuts,
+        rows=text.rows,
+        model=model,
+        ancestor=_ancestor(parent, cuts, text.rows, request, reporter),
+        snapshot=None if folder is None else folder.snapshot,
+    )
+    trained = outer_loop(
+        team.agreed(job),
+        request,
+        reporter,
+        on_step,
+        keep=None if folder is None else folder.keep,
+        team=team,
+        device=device,
+    )
     with one_thread():
         meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)
         report = Report(())
@@ -123,15 +139,29 @@ def train(
         "report": report.to_dict(),
         "training": trained.metrics,
         "experts": fitted,
-        "cuts": {"fit": cuts.fit, "test": cuts.test, "held_out": len(cuts.held_out)},
+        **_protocol(data, cuts, team),
         "seconds": dict(reporter.seconds),
         "seed": request.seed,
     }
     with reporter.phase("save the bundle"):
-        made = training_bundle.bundle(request, meta, trained, text, log, messages, metrics)
+        made = training_bundle.bundle(request, meta, trained, text, data, metrics, parent)
         saved = bundles.save(made, request.out)
     metrics |= {"seconds": dict(reporter.seconds), "peak_memory_mb": peak_memory_mb()}
     return Outcome(bundle=saved, report=report, metrics=metrics)
+
+
+def _protocol(data: Data, cuts: Cuts, team: Team) -> dict[str, Any]:
+    """What the figures rest on."""
+    return {
+        "cuts": {
+            "fit": cuts.fit,
+            "test": cuts.test,
+            "held_out": len(cuts.held_out),
+            "held_out_by": "seed" if data.window is None else "hash",
+        },
+        "left_out": {} if data.left is None else data.left.to_dict(),
+        "processes": team.size,
+    }
 
 
 def peak_memory_mb() -> float:
@@ -139,24 +169,11 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def one_thread() -> AbstractContextManager[None]:
-    """One torch thread: many small products wait for each other's threads longer than they run."""
-    return threads(1)
+def cut(log: Log, bucket: float, request: Request, drawn: NDArray[np.int64] | None = None) -> Cuts:
+    """Cut at starts of buckets of event time. Raises `DataError` where a part would be empty.
 
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many torch threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def cut(log: Log, bucket: float, request: Request) -> Cuts:
-    """Cut at starts of buckets of event time. Raises `DataError` where a part would be empty."""
+    `drawn` are the users who are held out; None = by the seed.
+    """
     events = len(log)
     last = max(int(events * (1 - request.test_share)), events - request.test_events)
     at = [int(events * request.train_share), last]
@@ -167,7 +184,8 @@ def cut(log: Log, bucket: float, request: Request) -> Cuts:
             f"all events lie within {log.times[-1] - log.times[0]:.0f} s: too little time to cut",
             remedy="Bring a longer log.",
         )
-    drawn = episodes.draw_users(log, request.held_out, request.seed)
+    if drawn is None:
+        drawn = episodes.draw_users(log, request.held_out, request.seed)
     new = np.setdiff1d(rest.users, first.users)
     return Cuts(log=log, fit=fit, test=test, held_out=np.union1d(drawn, new))
 
@@ -190,79 +208,29 @@ def prove(
 # -- phases -------------------------------------------------------------------------------------
 
 
-def outer_loop(
-    cuts: Cuts,
-    rows: ItemRows,
-    model: ModelConfig,
-    request: Request,
-    reporter: Reporter,
-    on_step: OnStep | None,
-    folder: RunFolder | None = None,
-) -> Trained:
-    """Item tower and adapter from the first part.
-
-    Raises `DataError` where it holds too little, `ResumeError` where the folder's checkpoint is
-    of another model.
-    """
-    first, rest = episodes.split_time(cuts.log, cuts.fit)
-    episodes.refuse_leakage(first, rest)
-    count = request.settings.model.threads or 1  # one: the same model on any number of cores
-    with reporter.phase("meta-train the inner loop") as advance, threads(count):
-        try:
-            return meta_train.train(
-                first,
-                rows.features(np.full(len(rows), -1)),
-                model,
-                budget_s=request.budget_s,
-                recipe=recipes.recipe(request.settings),
-                seed=request.seed,
-                held_out=cuts.held_out,
-                progress=_following(advance, on_step),
-                keep=None if folder is None else folder.keep,
-                resume=None if folder is None else folder.snapshot,
-            )
-        except SnapshotError as error:
-            raise ResumeError(str(error)) from None
-        except ValueError as error:
-            raise DataError(f"too little to learn from: {error}") from None
+def _parent(
+    request: Request, model: ModelConfig, reporter: Reporter, folder: RunFolder | None
+) -> Parent | None:
+    """The model that goes before; of a training from files only one that is named."""
+    if request.kafka is None and request.parent is None:
+        return None
+    parent = parents.find(request.parent, request.settings, folder)
+    if parent is not None:
+        parents.require_fit(parent, model)
+        reporter.say(f"parent: {parent.version}, counters go on from it")
+    return parent
 
 
-def _following(advance: Advance, on_step: OnStep | None) -> OnStep:
-    """Shows the progress of the outer loop, with the last validation loss."""
-    checked = ""
-
-    def progress(now: Progress) -> None:
-        nonlocal checked
-        if now.validation is not None:
-            checked = f", validation {now.validation:.3f}"
-        losses = ", ".join(f"{name} {value:.3f}" for name, value in now.losses.items())
-        advance(now.fraction, f"{losses}{checked}, at most {now.seconds_left:.0f} s left")
-        if on_step is not None:
-            on_step(now)
-
-    return progress
-
-
-def _about(request: Request, log: Log, rows: ItemRows) -> About:
-    """What the run depends on, and a digest of all that was read."""
-    digest = xxhash.xxh3_128()
-    columns = (log.users, log.items, log.actions, log.values, log.times)
-    for column in (*columns, rows.hashes, rows.content, rows.created, rows.text, rows.dense):
-        digest.update(b"" if column is None else np.ascontiguousarray(column).tobytes())
-    first, last = (datetime.fromtimestamp(log.times[i], UTC).isoformat() for i in (0, -1))
-    return About(
-        name=request.name,
-        events=list(request.events),
-        items=list(request.items),
-        seed=request.seed,
-        budget_s=request.budget_s,
-        first=first,
-        last=last,
-        interactions=len(log),
-        users=len(np.unique(log.users)),
-        catalogue=len(rows),
-        data_digest=digest.hexdigest(),
-    )
+def _ancestor(
+    parent: Parent | None, cuts: Cuts, rows: ItemRows, request: Request, reporter: Reporter
+) -> Ancestor | None:
+    """Where the outer loop begins; None = at the base."""
+    if parent is None or request.start == "base":
+        return None
+    parents.refuse_leakage(parent, cuts.fit)
+    if parents.met_held_out(parent):
+        reporter.say("the parent has met users who are held out now: figures may be a bit too good")
+    return parents.ancestor(parent, rows.ids)
 
 
 def fit_weights(
@@ -296,10 +264,3 @@ def fit_weights(
     }
     alone = not request.settings.learning.experts
     return variant_meta(fitted.meta, "encoder only") if alone else fitted.meta, figures
-
-
-def _say_size(reporter: Reporter, columns: Columns, items: Sequence[Item]) -> None:
-    reporter.say(
-        f"{len(columns):,} interactions of {len(columns.user_ids):,} users with "
-        f"{len(columns.item_ids):,} items; {len(items):,} items in the catalogue"
-    )

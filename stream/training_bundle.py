@@ -15,13 +15,15 @@ from adapters.signals import bucket_start
 from adapters.types import Catalogue, Meta, ModelConfig
 from export.bundle import FORMAT_VERSION, Bundle, EncoderEntry, Manifest, Window
 from export.bundle_tensors import Items
-from stream import config
+from stream import parents
 from stream.catalogue import CatalogueTable
 from stream.messages import Item
+from stream.parents import Parent
 from stream.training_text import Text
 
 if TYPE_CHECKING:
     from stream.training import Request
+    from stream.training_data import Data
 
 
 def catalogue_at(
@@ -63,13 +65,19 @@ def bundle(
     meta: Meta,
     trained: Trained,
     text: Text,
-    log: Log,
-    messages: config.Messages,
+    data: Data,
     metrics: dict[str, Any],
+    parent: Parent | None = None,
 ) -> Bundle:
-    """The bundle without a version, which it gets when it is saved."""
-    bucket = meta.config.bucket
+    """The bundle without a version, which it gets when it is saved.
+
+    With a parent its counters go on from the parent's, so that workers count nothing twice.
+    """
+    log, bucket = data.log, meta.config.bucket
     end = float(bucket_start(log.times[-1:], bucket)[0]) + bucket
+    prior = _prior(meta.config, log, len(text.rows), end)
+    if parent is not None:
+        prior = parents.carried(parent, text.rows.ids, prior)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=request.name,
@@ -82,7 +90,9 @@ def bundle(
             items=len(text.rows),
         ),
         config=meta.config.to_dict(),
-        actions={name: rule.model_dump() for name, rule in messages.actions.items()},
+        counted_from=prior.time,
+        parent=None if parent is None else parent.version,
+        actions={name: rule.model_dump() for name, rule in data.messages.actions.items()},
         encoder=EncoderEntry(
             sha=text.files.sha, dim=text.files.dim, max_length=text.files.max_length
         ),
@@ -92,7 +102,7 @@ def bundle(
     return Bundle(
         manifest=manifest,
         meta=meta,
-        items=_items(trained, text, _prior(meta.config, log, len(text.rows), end)),
+        items=_items(trained, text, prior),
         encoder=text.files,
         probe=text.probe,
     )

@@ -19,7 +19,7 @@ from adapters.tuned import Choice
 from adapters.types import Meta
 from benchmarks.learning.rows import Row
 from benchmarks.learning.sets import DataSet
-from stream import config, datasets, recipes, training
+from stream import config, datasets, recipes, training, training_loop
 from stream.messages import Item
 from stream.progress import Advance, Reporter
 from stream.training import Cuts, Request, Text
@@ -100,7 +100,8 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
 
 def _train(world: World, request: Request, reporter: Reporter) -> Trained:
     model = recipes.model_config(request.settings.learning, world.actions)
-    return training.outer_loop(world.cuts, world.text.rows, model, request, reporter, None)
+    job = training_loop.Job(cuts=world.cuts, rows=world.text.rows, model=model)
+    return training_loop.outer_loop(job, request, reporter)
 
 
 def _judge(

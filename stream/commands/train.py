@@ -3,46 +3,79 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stream.commands.common import ConfigOption, SetOption, load_settings
+from stream.commands.common import (
+    ConfigOption,
+    PrefixOption,
+    ServersOption,
+    SetOption,
+    load_settings,
+)
 
 if TYPE_CHECKING:
     from adapters.report import Report
+    from adapters.team import Team
     from stream.errors import DataError
     from stream.training import Outcome, Request
+    from stream.training_data import FromKafka
+
+
+class Start(StrEnum):
+    """Where the outer loop begins."""
+
+    PARENT = "parent"
+    BASE = "base"
+
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "": 1.0}
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "": 1.0}
+_SOURCES = "Name --events and --items, or say --from-kafka."
 
 
 @app.command(
     epilog="Example: innerloop train --events movietweetings --items movietweetings --out model"
 )
 def train(
-    events: Annotated[
-        list[str],
-        typer.Option(
-            "--events",
-            "-e",
-            help="JSONL or Parquet files, folders, or `movietweetings`.",
-            show_default=False,
-        ),
-    ],
-    items: Annotated[
-        list[str],
-        typer.Option(
-            "--items", "-i", help="Items, in the same kinds of files.", show_default=False
-        ),
-    ],
     out: Annotated[
         str,
         typer.Option("--out", "-o", help="The bundle: a folder or any fsspec address."),
     ],
+    events: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--events", "-e", help="JSONL or Parquet files, folders, or `movietweetings`."
+        ),
+    ] = None,
+    items: Annotated[
+        list[str] | None,
+        typer.Option("--items", "-i", help="Items, in the same kinds of files."),
+    ] = None,
+    from_kafka: Annotated[
+        bool, typer.Option("--from-kafka", help="Read the topics `events` and `items`.")
+    ] = False,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="With --from-kafka: event time before the newest event, such as 30d or 12h. "
+            "Default: all that the topic holds."
+        ),
+    ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that goes before: an address, `champion` or `none`. Its counters go "
+            "on. Default: with --from-kafka the champion, if there is one."
+        ),
+    ] = None,
+    start: Annotated[
+        Start, typer.Option(help="Weights to begin with: the parent's, or the base's untrained.")
+    ] = Start.PARENT,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -69,21 +102,30 @@ def train(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Pass over lines the worker would refuse.")
     ] = False,
+    bootstrap_servers: ServersOption = None,
+    prefix: PrefixOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
     """Meta-train item tower and adapter, fit the experts, and write a bundle.
 
-    The figures that are printed come from users and events that the encoder never saw. A run
-    that was broken off goes on with --resume and the same options.
+    From files, or with --from-kafka from the topics that workers read. The figures that are
+    printed come from users and events that the encoder never saw. A run that was broken off goes
+    on with --resume and the same options.
     """
     seconds, end = None if budget is None else parse_duration(budget), parse_until(until)
-    settings = load_settings(config, set_)
+    kafka = _source(from_kafka, window, events, items)
+    settings = load_settings(
+        config, set_, kafka__bootstrap_servers=bootstrap_servers, kafka__prefix=prefix
+    )
     from stream.training import Request
 
     request = Request(
-        events=events,
-        items=items,
+        events=events or (),
+        items=items or (),
+        kafka=kafka,
+        parent=parent,
+        start=start.value,
         out=out,
         settings=settings,
         name=name,
@@ -93,23 +135,43 @@ def train(
         seed=seed,
         on_bad=_pass_over if skip_bad else None,
     )
-    outcome = _run(request, runs, resume)
-    print_report(outcome.report)
-    _say_saved(outcome, out)
+    outcome = _run_together(request, runs, resume)
+    if outcome is not None:
+        print_report(outcome.report)
+        _say_saved(outcome, out)
+
+
+def _source(
+    from_kafka: bool, window: str | None, events: list[str] | None, items: list[str] | None
+) -> FromKafka | None:
+    """The topics, or None for files. Raises `ConfigError` for both or neither."""
+    from stream.errors import ConfigError
+    from stream.training_data import FromKafka
+
+    if from_kafka:
+        if events or items:
+            raise ConfigError("--from-kafka reads no files", remedy=_SOURCES)
+        return FromKafka(length_s=None if window is None else parse_duration(window))
+    if window is not None:
+        raise ConfigError("--window is that of a topic", remedy="Say --from-kafka, or --until.")
+    for name, given in (("--events", events), ("--items", items)):
+        if not given:
+            raise ConfigError(f"{name} is missing", remedy=_SOURCES)
+    return None
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `30s`, `5m`, `1h`, `500ms` or `30`. Raises `ConfigError`."""
+    """Seconds of `30s`, `5m`, `1h`, `30d`, `500ms` or `30`. Raises `ConfigError`."""
     from stream.errors import ConfigError
 
-    number = text.rstrip("hms")
+    number = text.rstrip("dhms")
     unit = text[len(number) :]
     try:
         seconds = float(number) * _UNITS[unit]
     except (ValueError, KeyError):
         seconds = -1.0
-    if not 0 < seconds < 1e7:
-        raise ConfigError(f"{text!r} is no duration", remedy="Write it as 30s, 5m or 1h.")
+    if not 0 < seconds < 1e9:
+        raise ConfigError(f"{text!r} is no duration", remedy="Write it as 30s, 5m, 1h or 30d.")
     return seconds
 
 
@@ -145,7 +207,23 @@ def print_report(report: Report) -> None:
     typer.echo("\n" + verdict(report))
 
 
-def _run(request: Request, runs: Path | None, resume: Path | None) -> Outcome:
+def _run_together(request: Request, runs: Path | None, resume: Path | None) -> Outcome | None:
+    """The training, or a part in that of the first process where torchrun started several."""
+    from stream.assembly import choose_device
+    from stream.processes import joined
+    from stream.progress import Reporter
+    from stream.training_loop import follow
+
+    with joined(choose_device(request.settings.model.device)) as (team, device):
+        if team.leads:
+            return _run(request, runs, resume, team, device)
+        follow(request, Reporter(), team, device)
+        return None
+
+
+def _run(
+    request: Request, runs: Path | None, resume: Path | None, team: Team, device: str
+) -> Outcome:
     from stream import run_folder
     from stream.curves import Curves, writers
     from stream.errors import DataError
@@ -162,7 +240,7 @@ def _run(request: Request, runs: Path | None, resume: Path | None) -> Outcome:
             folder.unless_begun(),
             Curves(writers(folder.path, folder.step, facts, shown.say)) as curves,
         ):
-            outcome = run(request, shown, curves.step, folder)
+            outcome = run(request, shown, curves.step, folder, team, device)
             curves.report(outcome.report)
         seconds = {**outcome.metrics["seconds"], "all": time.monotonic() - began}
         version = outcome.bundle.manifest.version

@@ -19,6 +19,7 @@ from stream.ports import TopicPartition
 
 T = TypeVar("T")
 
+_NONE = -1  # the broker's answer where no record is as new as the time that was asked for
 _ADMIN_S = 15.0
 _ASK_S = 2.0
 _api: Any = ck_admin  # its stubs do not export the names
@@ -158,6 +159,14 @@ class Admin:
         """The oldest offset that is still there."""
         return self._offsets(partitions, _api.OffsetSpec.earliest())
 
+    def offsets_at(
+        self, partitions: Sequence[TopicPartition], time_ms: int
+    ) -> dict[TopicPartition, int]:
+        """The first offset whose record is of `time_ms` or later, or the end."""
+        found = self._offsets(partitions, _api.OffsetSpec.for_timestamp(time_ms), none=_NONE)
+        missing = [tp for tp, offset in found.items() if offset == _NONE]
+        return {**found, **self.end_offsets(missing)}
+
     def committed(self, group: str) -> dict[TopicPartition, int]:
         """What a group has committed; empty when it has never been seen.
 
@@ -174,8 +183,9 @@ class Admin:
         return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
     def _offsets(
-        self, partitions: Sequence[TopicPartition], which: Any
+        self, partitions: Sequence[TopicPartition], which: Any, none: int | None = None
     ) -> dict[TopicPartition, int]:
+        """What is asked for; `none` is an answer, too."""
         if not partitions:
             return {}
 
@@ -186,7 +196,7 @@ class Admin:
                 request_timeout=_ASK_S,
             )
             return {
-                TopicPartition(tp.topic, tp.partition): _told(future.result().offset)
+                TopicPartition(tp.topic, tp.partition): _told(future.result().offset, none)
                 for tp, future in asked.items()
             }
 
@@ -246,9 +256,9 @@ class Admin:
             return future.result()
 
 
-def _told(offset: int) -> int:
+def _told(offset: int, none: int | None = None) -> int:
     """The offset. Of a leader that does not answer librdkafka says -1001, and calls it no error."""
-    if offset < 0:
+    if offset < 0 and offset != none:
         raise ck.KafkaException(ck.KafkaError(ck.KafkaError._TIMED_OUT, "a leader is silent"))
     return offset
 

@@ -65,7 +65,7 @@ class _Follower:
 
 
 class LogReader:
-    """`stream.ports.LogReader`; every `read` has a connection of its own."""
+    """`stream.ports.TimeReader`; every `read` has a connection of its own."""
 
     def __init__(self, kafka: Kafka) -> None:
         self._kafka = kafka
@@ -79,6 +79,12 @@ class LogReader:
     def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """True end offsets, those of open transactions included."""
         return self._admin.end_offsets(partitions)
+
+    def offsets_at(
+        self, partitions: Sequence[TopicPartition], time_ms: int
+    ) -> dict[TopicPartition, int]:
+        """The first offset whose record is of `time_ms` or later, or the end."""
+        return self._admin.offsets_at(partitions, time_ms)
 
     def read(
         self, positions: Positions, targets: Positions, limit: int = 10_000

@@ -18,6 +18,7 @@ from stream.ports import (
     Message,
     Record,
     Tail,
+    TimeReader,
     TopicPartition,
     TransactionalProducer,
 )
@@ -32,7 +33,7 @@ class Ports:
     topic: str
     consumer: Callable[[], GroupConsumer]
     producer: Callable[[str], TransactionalProducer]
-    reader: Callable[[], LogReader]
+    reader: Callable[[], TimeReader]
     tail: Callable[[str], Tail]
 
     def at(self, partition: int) -> TopicPartition:
@@ -255,6 +256,22 @@ def test_a_reader_ends_where_some_partitions_have_nothing_new(ports: Ports) -> N
         found += batch
         assert time.monotonic() < deadline
     assert values(found) == [b"new"]
+
+
+def test_offsets_are_found_by_the_time_of_production(ports: Ports) -> None:
+    """Reading begins with the first record of the time; where none is as new, at the end."""
+    producer, reader, tps = started(ports), ports.reader(), [ports.at(0), ports.at(1)]
+    write(producer, ports.message(b"old"), ports.message(b"older", 1))
+    old = max(record.timestamp for record in read_all(reader, ports))
+    while (new := int(time.time() * 1000)) <= old:
+        pass
+    write(producer, ports.message(b"new"))
+    starts, ends = reader.offsets_at(tps, new), reader.end_offsets(tps)
+    found = [record for batch in reader.read(starts, ends) for record in batch]
+    assert values(found) == [b"new"]
+    assert starts[tps[1]] == ends[tps[1]]
+    assert reader.offsets_at(tps, 0) == reader.start_offsets(tps)
+    assert reader.offsets_at(tps, new + 86_400_000) == ends
 
 
 def test_a_position_beyond_the_end_is_refused(ports: Ports) -> None:

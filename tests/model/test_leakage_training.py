@@ -16,7 +16,7 @@ from adapters.meta_train import Recipe, Trained
 from adapters.types import Meta, ModelConfig
 from export.encoder import EncoderFiles
 from export.parity import Parity, Probe
-from stream import config, training
+from stream import config, training, training_loop
 from stream.item_encoder import ItemEncoder
 from stream.messages import Item
 from stream.progress import Reporter
@@ -66,9 +66,8 @@ def trained(log: Log, items: list[Item]) -> tuple[Cuts, Trained, Meta]:
     """Both fits of the command, with a few outer steps."""
     text, reporter = text_of(items), Reporter()
     cuts = training.cut(log, 3_600.0, REQUEST)
-    outer = training.outer_loop(
-        cuts, text.rows, ModelConfig(actions=("click",)), REQUEST, reporter, None
-    )
+    job = training_loop.Job(cuts=cuts, rows=text.rows, model=ModelConfig(actions=("click",)))
+    outer = training_loop.outer_loop(job, REQUEST, reporter)
     meta, _ = training.fit_weights(outer, text, items, cuts, REQUEST, reporter)
     return cuts, outer, meta
 

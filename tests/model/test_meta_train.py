@@ -177,6 +177,32 @@ def test_offsets_know_only_the_past() -> None:
     torch.testing.assert_close(known.table[0, 3].double(), expected, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", sorted(adapter.KINDS))
+def test_mixed_precision_learns(kind: str) -> None:
+    """With products in bfloat16 every kind has finite losses and weights, and learns."""
+    losses: list[float] = []
+    exact: list[float] = []
+    train = partial(meta_train.train, planted(), features_of(), replace(CONFIG, kind=kind))
+    recipe, users = replace(RECIPE, steps=30, popularity=True), np.arange(20)
+    train(
+        recipe=replace(recipe, steps=1),
+        held_out=users,
+        progress=lambda p: exact.append(p.losses["meta"]),
+    )
+    trained = train(
+        recipe=replace(recipe, mixed=True),
+        held_out=users,
+        progress=lambda p: losses.append(p.losses["meta"]),
+    )
+    assert np.isfinite(losses).all()
+    assert 0 < abs(losses[0] - exact[0]) < 0.02 * exact[0]
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:3])
+    assert {t.dtype for n, t in trained.meta.tensors.items() if n.startswith("adapter.")} == {
+        torch.float32
+    }
+    assert all(bool(torch.isfinite(t).all()) for t in trained.meta.tensors.values())
+
+
 @pytest.mark.parametrize("silent", ["item.id", "item.text"])
 def test_what_a_recipe_leaves_out_stays_zero(silent: str) -> None:
     """The item tower learns without its ids, or without its texts, and never takes them up."""

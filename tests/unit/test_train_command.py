@@ -236,11 +236,28 @@ def test_mistakes_are_one_clear_line(
     assert error.exit_code != 0
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--from-kafka", "--events", "x"), "--from-kafka reads no files"),
+        (("--events", "x", "--items", "x", "--window", "3d"), "--window is that of a topic"),
+        (("--from-kafka", "--window", "soon"), "'soon' is no duration"),
+        (("--items", "x"), "--events is missing"),
+        (("--events", "x"), "--items is missing"),
+    ],
+)
+def test_files_or_topics_are_named(given: tuple[str, ...], message: str) -> None:
+    """Both, neither, or an option of the other kind: the option is named, before any reading."""
+    error = said(invoke(train.app, *given, "--out", "x"))
+    assert message in str(error)
+    assert error.exit_code == 2
+
+
 def test_durations_have_units() -> None:
-    """Seconds, minutes, hours and bare numbers are understood; nothing else is."""
-    given = ("30s", "5m", "1h", "500ms", "12")
-    assert [train.parse_duration(text) for text in given] == [30, 300, 3_600, 0.5, 12]
-    for text in ("", "s", "-3s", "0", "1d", "nan"):
+    """Seconds, minutes, hours, days and bare numbers are understood; nothing else is."""
+    given = ("30s", "5m", "1h", "2d", "500ms", "12")
+    assert [train.parse_duration(text) for text in given] == [30, 300, 3_600, 172_800, 0.5, 12]
+    for text in ("", "s", "-3s", "0", "1w", "nan"):
         with pytest.raises(ConfigError, match="no duration"):
             train.parse_duration(text)
 

@@ -1,0 +1,148 @@
+"""The model that a training goes on from: where it is found, what is taken over from it.
+
+Two things come from a parent. Its weights are where the outer loop begins, unless it is to begin
+at the base. Its counters go on as they are, whatever the outer loop began with: workers count on
+from `prior.time`, and a swap changes neither that moment nor what was counted since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from adapters.experts import Prior
+from adapters.inheritance import Ancestor
+from adapters.types import ModelConfig
+from export.bundle import Bundle
+from stream import bundles, releases, replica
+from stream.config import Settings
+from stream.errors import BundleError, DataError
+from stream.releases import Release, ReleaseRefused
+from stream.run_folder import RunFolder
+
+CHAMPION, NONE = "champion", "none"
+"""Names of a parent that are no addresses."""
+
+Start = Literal["parent", "base"]
+"""Where the outer loop begins."""
+
+_SIGNALS = ("half_lives", "bucket", "neighbours")
+"""Settings of a model that counters depend on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """A bundle and the address that it was read from."""
+
+    bundle: Bundle
+    address: str
+
+    @property
+    def version(self) -> str:
+        """The version in its manifest."""
+        return self.bundle.manifest.version
+
+    def to_dict(self) -> dict[str, str]:
+        """What `run.json` says of it."""
+        return {"version": self.version, "bundle": self.address}
+
+
+def find(name: str | None, settings: Settings, folder: RunFolder | None) -> Parent | None:
+    """The parent of this name: an address, `champion`, or `none`.
+
+    None stands for the champion where `models` names one. A run that goes on has the parent with
+    which it began. Raises `BundleError`, also for a champion that there is not.
+    """
+    if folder is not None and folder.begun and name in (None, CHAMPION):
+        kept = folder.before("parent")
+        return None if kept is None else _load(kept["bundle"])
+    if name == NONE:
+        return None
+    if name not in (None, CHAMPION):
+        return _load(str(name))
+    release = champion(settings)
+    if release is None and name == CHAMPION:
+        raise BundleError(
+            f"{settings.kafka.topic('models')} names no champion",
+            remedy="Promote one with `innerloop promote`, name a bundle, or say --parent none.",
+        )
+    return None if release is None else _load(release.bundle)
+
+
+def champion(settings: Settings) -> Release | None:
+    """The newest release of the champion on `models`; what cannot be read is passed over."""
+    found: Release | None = None
+    for record in replica.records(settings, "models"):
+        try:
+            role, release = releases.read_release(record)
+        except ReleaseRefused:
+            continue  # as workers do
+        found = release if role == CHAMPION else found
+    return found
+
+
+def require_fit(parent: Parent, model: ModelConfig) -> None:
+    """Raises `BundleError` where the counters of the parent could not go on."""
+    old = parent.bundle.meta.config
+    for name in _SIGNALS:
+        if getattr(old, name) != getattr(model, name):
+            raise BundleError(
+                f"{parent.address}: {name} of its signals is {getattr(old, name)}, now it is "
+                f"{getattr(model, name)}",
+                remedy="Train with --parent none, and start workers anew with that bundle.",
+            )
+
+
+def refuse_leakage(parent: Parent, fit: float) -> None:
+    """Raises `DataError` where the parent's encoder met events of the time from `fit` on.
+
+    The expert weights and the figures would then be of events that it has learned from.
+    """
+    manifest = parent.bundle.manifest
+    learned = float(_cuts(parent).get("fit", manifest.window.last))
+    if learned > fit:
+        raise DataError(
+            f"{parent.address} has learned from events up to {learned:.0f}, which is behind the "
+            f"part of this window that it would train on, up to {fit:.0f}",
+            remedy="Bring later events, or begin at the base with --start base.",
+        )
+
+
+def met_held_out(parent: Parent) -> bool:
+    """Whether the parent has learned from users who are held out now: its own were others."""
+    return _cuts(parent).get("held_out_by") != "hash"
+
+
+def ancestor(parent: Parent, ids: Sequence[str]) -> Ancestor:
+    """The parent as the outer loop takes it, over the items of the new catalogue."""
+    old = parent.bundle.items
+    return Ancestor(
+        meta=parent.bundle.meta,
+        rows=_rows(old.ids, ids),
+        id_rows=old.id_rows,
+        attributes=old.attributes,
+    )
+
+
+def carried(parent: Parent, ids: Sequence[str], own: Prior) -> Prior:
+    """The training's own neighbours over the parent's counters, zero for items it did not know."""
+    old = parent.bundle.items
+    rows = _rows(old.ids, ids)
+    counts = np.where(rows[:, None] >= 0, old.prior.counts[np.maximum(rows, 0)], 0)
+    return replace(own, time=old.prior.time, counts=counts.astype(np.float32))
+
+
+def _rows(known: Sequence[str], ids: Sequence[str]) -> Any:
+    place = {name: row for row, name in enumerate(known)}
+    return np.array([place.get(name, -1) for name in ids], np.int64)
+
+
+def _load(address: str) -> Parent:
+    return Parent(bundle=bundles.load(address), address=address)
+
+
+def _cuts(parent: Parent) -> dict[str, Any]:
+    return dict(parent.bundle.manifest.metrics.get("cuts", {}))
