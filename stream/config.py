@@ -225,6 +225,10 @@ class Model(Section):
     """Where the model comes from and where it runs."""
 
     bundle: str | None = Field(None, description="any fsspec address of a bundle folder")
+    registry: str = Field(
+        default_factory=lambda: str(platformdirs.user_data_path("innerloop") / "models"),
+        description="where promoted bundles stay: any fsspec address that all workers can read",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA where it works")
     threads: int = Field(
         0,
