@@ -157,13 +157,34 @@ def by_shots(shots: Array) -> list[tuple[str, Array]]:
 
 
 def compare(users: Array, one: Array, other: Array, seed: int = 0) -> Figure:
-    """One model's figures [m] minus another's, relative to the other: mean over users, 95%."""
+    """One model's figures [m] minus another's, relative to the other: mean over users, 95%.
+
+    Of two that are both zero neither is ahead.
+    """
     means = per_user(users, np.stack([one, other], 1))
-    ends = _resampled(means, np.random.default_rng(seed))
-    ratio = ends[:, 0] / np.maximum(ends[:, 1], 1e-12) - 1
-    mean = means.mean(0)
-    low, high = np.quantile(ratio, [0.025, 0.975])
-    return Figure(float(mean[0] / max(mean[1], 1e-12) - 1), float(low), float(high))
+    draws = _resampled(means, np.random.default_rng(seed))
+    return _relative(means.mean(0), draws)
+
+
+def compare_apart(one: Array, other: Array, seed: int = 0) -> Figure:
+    """The same of figures of different users, one of each user: [u] and [v], both at least 1.
+
+    For what cannot be paired, such as hit rates of users with one model and of users with another:
+    each side is drawn by itself. Raises `ValueError` for a side without users.
+    """
+    if not (len(one) and len(other)):
+        raise ValueError("nobody to compare with")
+    rng, sides = np.random.default_rng(seed), (one, other)
+    draws = np.concatenate([_resampled(side[:, None], rng) for side in sides], 1)
+    return _relative(np.array([side.mean() for side in sides]), draws)
+
+
+def _relative(mean: Array, draws: Array) -> Figure:
+    """One over other, minus 1, from means [2] and their draws [DRAWS, 2]."""
+    one, other = np.vstack([mean, draws]).T
+    ratio = (one - other) / np.maximum(other, 1e-12)
+    low, high = np.quantile(ratio[1:], [0.025, 0.975])
+    return Figure(float(ratio[0]), float(low), float(high))
 
 
 def per_user(users: Array, values: Array) -> Array:

@@ -67,7 +67,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`manifest.json`. `version` sorts by creation and ends with a digest of the content."""
+    """`manifest.json`. `version` sorts by creation and ends with a digest of the content.
+
+    `gate` is the last verdict on this version. It came after the version and is no part of the
+    digest: writing it anew changes neither version nor hashes.
+    """
 
     format_version: int
     name: str
@@ -80,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Any] = {}
     parent: str | None = None  # version of the model that training went on from
     counted_from: float | None = None  # unix seconds from which workers add to the prior's counters
+    gate: dict[str, Any] | None = None
     version: str = ""
     files: dict[str, FileEntry] = {}
 
@@ -103,13 +108,13 @@ def save(bundle: Bundle, url: str) -> Bundle:
     cannot be written; what was there stays as it was.
     """
     parity.require(bundle.manifest.parity)
-    files, path = _open(url)
-    with _writing(url):
+    files, path = open_url(url)
+    with writing(url):
         if isinstance(files, LocalFileSystem):
             return _save_local(bundle, Path(path))
         with tempfile.TemporaryDirectory(prefix="innerloop-") as name:
             written = _write(bundle, Path(name))
-            _upload(files, Path(name), path)
+            upload(files, Path(name), path)
             return written
 
 
@@ -120,9 +125,17 @@ def load(url: str, *, cache: Path | None = None) -> Bundle:
     Raises `BundleUnreachable` where nothing answers, `BundleRefused` for a folder that is
     half-written, differs from its manifest or has a newer format.
     """
-    files, path = _open(url)
+    return _load_local(local_folder(url, cache=cache))
+
+
+def local_folder(url: str, *, cache: Path | None = None) -> Path:
+    """The folder of a bundle on this machine; copied as by `load`, and only then verified.
+
+    Raises `BundleRefused`, of which `BundleUnreachable` is one.
+    """
+    files, path = open_url(url)
     if cache is None and isinstance(files, LocalFileSystem):
-        return _load_local(Path(path))
+        return Path(path)
     try:
         manifest = read_manifest(files.cat_file(f"{path}/{MANIFEST_FILE}"), url)
         folder = (cache or platformdirs.user_cache_path("innerloop") / "bundles") / manifest.version
@@ -132,7 +145,20 @@ def load(url: str, *, cache: Path | None = None) -> Bundle:
         raise _not_a_bundle(url) from None
     except OSError as error:
         raise BundleUnreachable(f"{url}: {error}") from None
-    return _load_local(folder)
+    return folder
+
+
+def verified(folder: Path) -> Manifest:
+    """The manifest of a folder whose files are what it says. Raises `BundleRefused`."""
+    try:
+        manifest = read_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_a_bundle(str(folder)) from None
+    except OSError as error:
+        raise BundleRefused(f"{folder}: {error.strerror}") from None
+    for name, entry in manifest.files.items():
+        _verify(folder / name, entry)
+    return manifest
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:
@@ -164,13 +190,20 @@ def _save_local(bundle: Bundle, target: Path) -> Bundle:
         raise BundleRefused(
             f"{target} exists and is no bundle", remedy="Name a folder that does not exist yet."
         )
+    with appearing(target) as new:
+        written = _write(bundle, new)
+    return replace(written, encoder=_encoder_files(target, written.manifest))
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A folder to be filled, which then takes the place of `target` at once and whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as name:
         new, old = Path(name) / "new", Path(name) / "old"
         new.mkdir()
-        written = _write(bundle, new)
+        yield new
         _exchange(new, target, old)
-    return replace(written, encoder=_encoder_files(target, written.manifest))
 
 
 def _exchange(new: Path, target: Path, old: Path) -> None:
@@ -203,15 +236,20 @@ def _write(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def _complete(manifest: Manifest, files: dict[str, FileEntry]) -> Manifest:
-    """With the files, and a version from creation time and content where there is none."""
-    described = msgspec.structs.replace(manifest, files=files, version="")
+    """With the files, and a version from creation time and content where there is none.
+
+    A new version comes without a verdict: the one there was is of other content.
+    """
+    if manifest.version:
+        return msgspec.structs.replace(manifest, files=files)
+    described = msgspec.structs.replace(manifest, files=files, gate=None)
     digest = hashlib.sha256(msgspec.json.encode(described, order="sorted")).hexdigest()
     stamp = datetime.fromisoformat(manifest.created).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    version = manifest.version or f"{stamp}-{digest[:12]}"
-    return msgspec.structs.replace(described, version=version)
+    return msgspec.structs.replace(described, version=f"{stamp}-{digest[:12]}")
 
 
-def _upload(files: Any, folder: Path, path: str) -> None:
+def upload(files: Any, folder: Path, path: str) -> None:
+    """Put a bundle's folder on another file system, the manifest last."""
     if files.exists(f"{path}/{MANIFEST_FILE}"):
         files.rm_file(f"{path}/{MANIFEST_FILE}")
     files.makedirs(path, exist_ok=True)
@@ -220,7 +258,8 @@ def _upload(files: Any, folder: Path, path: str) -> None:
 
 
 @contextmanager
-def _writing(url: str) -> Iterator[None]:
+def writing(url: str) -> Iterator[None]:
+    """Turns what goes wrong while a bundle is written into `BundleRefused`."""
     try:
         yield
     except OSError as error:
@@ -238,14 +277,7 @@ def _writing(url: str) -> Iterator[None]:
 
 
 def _load_local(folder: Path) -> Bundle:
-    try:
-        manifest = read_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        raise _not_a_bundle(str(folder)) from None
-    except OSError as error:
-        raise BundleRefused(f"{folder}: {error.strerror}") from None
-    for name, entry in manifest.files.items():
-        _verify(folder / name, entry)
+    manifest = verified(folder)
     return Bundle(
         manifest=manifest,
         meta=bundle_tensors.read_meta(folder / "meta.safetensors", manifest.config),
@@ -313,7 +345,8 @@ def _entry(path: Path) -> FileEntry:
     return FileEntry(size=path.stat().st_size, sha256=digest)
 
 
-def _open(url: str) -> tuple[Any, str]:
+def open_url(url: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it. Raises `BundleRefused`."""
     try:
         files, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from export import bundle as bundles
 from export import parity
+from export import registry as registries
 from export.bundle import Bundle
 from export.encoder import OnnxEncoder
 from export.errors import BundleRefused
@@ -28,6 +30,18 @@ def save(bundle: Bundle, url: str) -> Bundle:
     """Write a bundle; it is returned with its version. Raises `BundleError`."""
     with refusals():
         return bundles.save(bundle, url)
+
+
+def put(url: str, registry: str) -> str:
+    """The address of a bundle in the registry, where it was put. Raises `BundleError`."""
+    with refusals():
+        return registries.put(url, registry)
+
+
+def put_gate(url: str, gate: dict[str, Any]) -> None:
+    """Write the gate's verdict into a bundle's manifest. Raises `BundleError`."""
+    with refusals():
+        registries.put_gate(url, gate)
 
 
 def encoder(bundle: Bundle, *, device: str = "auto", threads: int = 0) -> OnnxEncoder:

@@ -238,6 +238,10 @@ class Model(Section):
         description="after a change of the model, users whose last event is no older get a list "
         "by the new one without acting; 0 = nobody",
     )
+    registry: str = Field(
+        default_factory=lambda: str(platformdirs.user_data_path("innerloop") / "models"),
+        description="where promoted bundles stay: any fsspec address that all workers can read",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = CUDA where it works")
     threads: int = Field(
         0,

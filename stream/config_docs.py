@@ -25,6 +25,7 @@ END = "<!-- end of settings -->"
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 _DEFAULTS = {
     "state.dir": "`innerloop` in the user's state folder",
+    "model.registry": "`innerloop/models` in the user's data folder",
     "messages.actions": "the table below",
 }
 

@@ -154,5 +154,21 @@ class NotErased(InnerloopError):
     """The erasure was not seen in time. Check that a worker serves the user's partition."""
 
 
+class ReleaseError(InnerloopError):
+    """The model cannot be released. What serves stays; `innerloop models` shows it."""
+
+    exit_code = 10
+
+
+class Overtaken(ReleaseError):
+    """The models changed meanwhile. See `innerloop models` and decide anew."""
+
+
+class GateRefused(InnerloopError):
+    """The gate refused the model. The champion stays; --force --reason promotes it all the same."""
+
+    exit_code = 9
+
+
 class Superseded(InnerloopError):
     """Another send-back has begun meanwhile. See `innerloop dead-letters list` for what is sent."""

@@ -26,6 +26,7 @@ from stream.errors import DataError
 from stream.files import OnBad
 from stream.hash_index import item_hashes
 from stream.item_encoder import ItemEncoder
+from stream.messages import Deletion, Item
 from stream.murmur2 import partitions_of
 from stream.progress import Advance, Reporter
 from stream.vector_file import FileVectors
@@ -80,27 +81,42 @@ def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
     Raises `DataError` for files that cannot be read and logs without anything to measure.
     """
     messages = datasets.messages_for([*request.events, *request.items], request.settings.messages)
-    known = {n: config.Action.model_validate(r) for n, r in bundle.manifest.actions.items()}
-    messages = messages.model_copy(update={"actions": known})
+    messages = as_trained(messages, bundle)
     with reporter.phase("read events and items"):
         items = datasets.read_items(request.items, messages, request.on_bad)
         columns = datasets.read_events(request.events, messages, request.on_bad)
-    model = request.settings.model
-    encoder = bundles.encoder(bundle, device=model.device, threads=model.threads)
-    cache = FileVectors(bundle.encoder.sha, bundle.encoder.dim)
     with reporter.phase("encode items"):
-        reader = ItemEncoder(encoder, cache, dense_field(bundle.items))
-        table = CatalogueTable(bundle.meta, bundle.items, reader)
-        table.upsert(items)
-        cache.save()
+        table = catalogue_of(bundle, items, request.settings.model)
     log = datasets.to_log(columns, table.ids, request.settings.state)
     start = _start(bundle, log, request.start)
     _warn(bundle, start, reporter)
-    prior, catalogue = _prior_at(bundle, log, start - request.label_delay, table.catalogue())
+    prior, catalogue = known_at(bundle, log, start - request.label_delay, table.catalogue())
     rows = table.rows_of(item_hashes(item.item for item in items))
     asked = replace(_asked(request, columns), groups=categories(items, rows, table.size))
     with reporter.phase("predict, then learn") as advance:
         return report(bundle.meta, log, start, catalogue, prior, asked, advance)
+
+
+def as_trained(messages: config.Messages, bundle: Bundle) -> config.Messages:
+    """The same settings with the actions, and what each is worth, of the model's training."""
+    known = {n: config.Action.model_validate(r) for n, r in bundle.manifest.actions.items()}
+    return messages.model_copy(update={"actions": known})
+
+
+def catalogue_of(
+    bundle: Bundle, items: Sequence[Item | Deletion], model: config.Model
+) -> CatalogueTable:
+    """The catalogue of these messages as a worker with this bundle has it.
+
+    What the bundle does not know is encoded, or taken from the cache. Raises `BundleError`.
+    """
+    encoder = bundles.encoder(bundle, device=model.device, threads=model.threads)
+    cache = FileVectors(bundle.encoder.sha, bundle.encoder.dim)
+    reader = ItemEncoder(encoder, cache, dense_field(bundle.items))
+    table = CatalogueTable(bundle.meta, bundle.items, reader)
+    table.upsert(items)
+    cache.save()
+    return table
 
 
 def _asked(request: Measure, columns: Columns) -> Options:
@@ -206,22 +222,23 @@ def _warn(bundle: Bundle, start: float, reporter: Reporter) -> None:
         )
 
 
-def _prior_at(
+def known_at(
     bundle: Bundle, log: Log, start: float, catalogue: Catalogue
 ) -> tuple[Prior, Catalogue]:
     """What was known at `start`: the bundle's prior where all its events are earlier.
 
-    Otherwise a prior of the log's events before, up to the last closed bucket. A log that holds
-    nothing from before leaves the bundle's.
+    Otherwise the log's own of the events before, up to the last closed bucket: co-visitation, and
+    counters too unless the bundle carries earlier ones on. A log that holds nothing from before
+    leaves the bundle's.
     """
-    window, model = bundle.manifest.window, bundle.meta.config
-    if window.last < start or log.times[0] > window.last:
-        return bundle.items.prior, catalogue
+    own, last, model = bundle.items.prior, bundle.manifest.window.last, bundle.meta.config
+    if last < max(start, log.times[0]):
+        return own, catalogue
     columns = (log.users, log.items, log.values, log.times)
     begin = float(bucket_start(np.array([start]), model.bucket)[0])
-    prior = prior_from_log(model, len(catalogue.alive), *columns, begin)
-    return prior, replace(
+    fresh = prior_from_log(model, len(catalogue.alive), *columns, begin)
+    return own if own.time <= start else fresh, replace(
         catalogue,
-        prior_items=torch.from_numpy(prior.neighbour_items),
-        prior_weights=torch.from_numpy(prior.neighbour_weights),
+        prior_items=torch.from_numpy(fresh.neighbour_items),
+        prior_weights=torch.from_numpy(fresh.neighbour_weights),
     )

@@ -17,10 +17,9 @@ from adapters.experts import Prior
 from adapters.inheritance import Ancestor
 from adapters.types import ModelConfig
 from export.bundle import Bundle
-from stream import bundles, releases, replica
+from stream import bundles, first_model
 from stream.config import Settings
 from stream.errors import BundleError, DataError
-from stream.releases import Release, ReleaseRefused
 from stream.run_folder import RunFolder
 
 CHAMPION, NONE = "champion", "none"
@@ -63,25 +62,13 @@ def find(name: str | None, settings: Settings, folder: RunFolder | None) -> Pare
         return None
     if name not in (None, CHAMPION):
         return _load(str(name))
-    release = champion(settings)
+    release = first_model.releases(settings).get("champion")
     if release is None and name == CHAMPION:
         raise BundleError(
             f"{settings.kafka.topic('models')} names no champion",
             remedy="Promote one with `innerloop promote`, name a bundle, or say --parent none.",
         )
     return None if release is None else _load(release.bundle)
-
-
-def champion(settings: Settings) -> Release | None:
-    """The newest release of the champion on `models`; what cannot be read is passed over."""
-    found: Release | None = None
-    for record in replica.records(settings, "models"):
-        try:
-            role, release = releases.read_release(record)
-        except ReleaseRefused:
-            continue  # as workers do
-        found = release if role == CHAMPION else found
-    return found
 
 
 def require_fit(parent: Parent, model: ModelConfig) -> None:

@@ -39,6 +39,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason
     published_at: int  # ms since the epoch
     gate: dict[str, Any] | None = None  # figures and verdict, as in the bundle's manifest
+    note: str | None = None  # why, in the words of whoever asked for it
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for a share that the role cannot have."""

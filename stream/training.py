@@ -61,7 +61,7 @@ class Request:
     seed: int = 0
     train_share: float = 0.8  # of the events, by time
     test_share: float = 0.1  # of the events, the last ones
-    test_events: int = 4_000  # at most: measuring is not to take longer than training
+    test_events: int = 4_000  # at most, of files; from Kafka the gate judges on all of them
     held_out: float = 0.2  # of the users
     cache: Path | None = None  # of exported encoders and vectors; None = the user's cache
     on_bad: OnBad | None = None
@@ -175,7 +175,8 @@ def cut(log: Log, bucket: float, request: Request, drawn: NDArray[np.int64] | No
     `drawn` are the users who are held out; None = by the seed.
     """
     events = len(log)
-    last = max(int(events * (1 - request.test_share)), events - request.test_events)
+    most = request.test_events if request.kafka is None else events
+    last = max(int(events * (1 - request.test_share)), events - most)
     at = [int(events * request.train_share), last]
     fit, test = (float(t) for t in bucket_start(log.times[at], bucket))
     first, rest = episodes.split_time(log, fit)

@@ -209,7 +209,7 @@ def print_report(report: Report) -> None:
 
 def _run_together(request: Request, runs: Path | None, resume: Path | None) -> Outcome | None:
     """The training, or a part in that of the first process where torchrun started several."""
-    from stream.assembly import choose_device
+    from stream.preparing import choose_device
     from stream.processes import joined
     from stream.progress import Reporter
     from stream.training_loop import follow

@@ -125,8 +125,14 @@ def connect(make: Callable[..., T], properties: Properties, trouble: Trouble) ->
 
 
 def _error_of(raised: BaseException) -> ck.KafkaError:
-    """The error inside; a fatal one comes as the cause of a SystemError out of callbacks."""
+    """The error inside; a fatal one comes as the cause of a SystemError out of callbacks.
+
+    Now and then the cause is lost on the way. What the client did is not known then, as after a
+    fence, and the remedy is the same: a new one.
+    """
     cause = raised.__cause__ if isinstance(raised, SystemError) else raised
+    if cause is None:
+        return ck.KafkaError(ck.KafkaError._FENCED, f"a fatal error without words ({raised})")
     if not isinstance(cause, ck.KafkaException):
         raise raised
     error: ck.KafkaError = cause.args[0]

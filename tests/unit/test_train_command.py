@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from stream import bundles, config, run_folder, training
 from stream.commands import evaluate, train
 from stream.errors import ConfigError, DataError
 from stream.training import Request
+from stream.training_data import FromKafka
 from stream.vector_file import FileVectors
 from tests.unit.small_training import DAY, invoke, said, small_bert, write_data
 
@@ -275,3 +277,17 @@ def test_cuts_leave_later_users_out_of_training() -> None:
     assert set(log.users.tolist()) - early <= set(cuts.held_out.tolist())
     with pytest.raises(DataError, match="too little time"):
         training.cut(make_log(users, users, users, users, times / 1e6), 3_600.0, request)
+
+
+def test_a_training_from_kafka_leaves_its_whole_last_part_to_the_gate() -> None:
+    """Of files the last 4,000 events are enough to measure on; of the topics it is a tenth."""
+    events = 100_000
+    users, times = np.arange(events) % 500, np.arange(events) * 600.0 + 1e9
+    log = make_log(users, users, users * 0, users * 0 + 1, times)
+    files = Request(out="", settings=config.Settings(), events=["a"], items=["b"])
+    topics = replace(files, events=(), items=(), kafka=FromKafka())
+    late = {
+        name: float((times >= training.cut(log, 3_600.0, request).test).mean())
+        for name, request in (("files", files), ("topics", topics))
+    }
+    assert late == pytest.approx({"files": 0.04, "topics": 0.1}, abs=1e-3)
