@@ -25,6 +25,7 @@ END = "<!-- end of settings -->"
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 _DEFAULTS = {
     "state.dir": "`innerloop` in the user's state folder",
+    "monitor.dir": "`innerloop/monitor` in the user's state folder",
     "messages.actions": "the table below",
 }
 
