@@ -148,3 +148,7 @@ class NotErased(InnerloopError):
 
 class Superseded(InnerloopError):
     """Another send-back has begun meanwhile. See `innerloop dead-letters list` for what is sent."""
+
+
+class MonitorStopped(InnerloopError):
+    """The monitor has broken down. Start it again; the log says why. No worker depends on it."""
