@@ -212,7 +212,7 @@ class Application:
         app.timer(self.settings.monitor.lag_s, name="look")(self._look)
         schedule = self.settings.monitor.retrain_cron
         if schedule is not None:
-            _check_cron(schedule)
+            check_cron(schedule)
             app.crontab(schedule, timezone=UTC)(self._retrain)
 
     def _add_pages(self, app: _App) -> None:
@@ -323,7 +323,8 @@ def _record(message: Any) -> Record:
     )
 
 
-def _check_cron(schedule: str) -> None:
+def check_cron(schedule: str) -> None:
+    """Raises `ConfigError` for what is no crontab of five fields."""
     try:
         if len(schedule.split()) != 5:
             raise ValueError("it has not five fields")
