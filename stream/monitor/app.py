@@ -209,6 +209,7 @@ class Application:
 
     def _add_timers(self, app: _App) -> None:
         app.timer(TICK_S, name="tick")(self._tick)
+        app.timer(TICK_S, name="check")(self._check)
         app.timer(self.settings.monitor.lag_s, name="look")(self._look)
         schedule = self.settings.monitor.retrain_cron
         if schedule is not None:
@@ -258,6 +259,8 @@ class Application:
         self._report = self._made_report(now)
         self._metrics.show(self._report, self._watch, self._retraining.outcomes)
         self._ticked = time.monotonic()
+
+    async def _check(self) -> None:
         await self._blocked(self._check_run)
 
     async def _look(self) -> None:
@@ -274,6 +277,7 @@ class Application:
             lags=outside.lags,
             workers=outside.workers,
             absent_s=outside.absent_s,
+            looked_at=outside.looked_at,
             run=outside.run,
             share=self.sample.share,
         )

@@ -115,6 +115,9 @@ class MonitorMetrics:
             "partition",
         )
         self._workers = self._gauge("innerloop_monitor_workers", "Members of the workers' group")
+        self._looked = self._gauge(
+            "innerloop_monitor_looked_timestamp_seconds", "When lag and workers were last known"
+        )
         self._share = self._gauge("innerloop_monitor_users_followed", "Share of users, by hash")
         self._alarm = self._gauge("innerloop_monitor_alarm", "1 while the alarm is on", "alarm")
         self._running = self._gauge("innerloop_retraining_running", "1 while a run is under way")
@@ -140,6 +143,7 @@ class MonitorMetrics:
         _fill(self._alarm, {(alarm.value,): bool(why) for alarm, why in report.alarms.items()})
         self._workers.set(report.workers)
         self._share.set(report.share)
+        self._looked.set(report.looked_at)
         self._show_run(report)
 
     def _show_rows(self, report: Report) -> None:

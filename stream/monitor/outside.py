@@ -50,6 +50,7 @@ class Outside:
         self.kinds: dict[int, str] = {}
         self.run: Run | None = None
         self.trouble = ""
+        self.looked_at = 0.0  # when the last look was whole
 
     def look(self) -> None:
         """See how things are; what cannot be told stays as it was, with `trouble` saying why."""
@@ -57,7 +58,7 @@ class Outside:
             self._follow()
             self.lags = self._lag.observe()
             self._count_workers(self._admin.members(self._settings.kafka.group_id))
-            self.trouble = ""
+            self.trouble, self.looked_at = "", self._clock()
         except InnerloopError as error:
             if not self.trouble:
                 _log.warning("lag unknown", why=str(error))

@@ -43,6 +43,7 @@ class Report:
     learning: Comparison
     lags: Mapping[int, Lag]
     workers: int
+    looked_at: float  # when lag and workers were seen, unix seconds
     run: Run | None
     alarms: Mapping[Alarm, str | None]
 
@@ -70,6 +71,7 @@ class Report:
             "drift_bits": dict(self.drift),
             "learning": _learning(self.learning),
             "workers": self.workers,
+            "lag_at": instant(round(1000 * self.looked_at)) if self.looked_at else None,
             "lag": {str(p): asdict(lag) for p, lag in sorted(self.lags.items())},
             "retraining": None if self.run is None else _run(self.run),
             "alarms": {alarm.value: why for alarm, why in self.alarms.items()},

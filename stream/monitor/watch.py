@@ -100,6 +100,7 @@ class Watch:
         lags: Mapping[int, Lag] | None = None,
         workers: int = 0,
         absent_s: float = 0.0,
+        looked_at: float = 0.0,
         run: Run | None = None,
         share: float = 1.0,
     ) -> Report:
@@ -126,6 +127,7 @@ class Watch:
             learning=compared,
             lags=dict(lags or {}),
             workers=workers,
+            looked_at=looked_at,
             run=run,
             alarms={alarm: self._on.get(alarm) for alarm in Alarm},
         )

@@ -168,6 +168,7 @@ def test_lag_is_told_while_no_worker_runs(stage: Stage, bundle: Path) -> None:
             eventually(lambda: lag(monitor) == (0, 0), monitor.log)
             eventually(lambda: not monitor.status()["alarms"]["workers_absent"], monitor.log)
         eventually(lambda: monitor.figure("strategy", "adapted").get("lists", 0) > 0, monitor.log)
+        assert monitor.status()["coverage"]["items"] == len(FILMS)
         assert monitor.status()["freshness_seconds"]["50"] is not None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.exposition import generate_latest
 
 from stream.config import Monitor
-from stream.errors import ConfigError
+from stream.errors import ConfigError, StateError
 from stream.monitor import control
 from stream.monitor.alarms import Alarm, Readings, alarms
 from stream.monitor.lags import GroupLag, Lag
@@ -19,6 +21,7 @@ from stream.monitor.runs import Run
 from stream.monitor.sampling import Sample
 from stream.monitor.security import client_options
 from stream.ports import TopicPartition
+from stream.state_dir import lock_state_dir, worker_id
 from stream.testing import MemoryReader
 from stream.testing_log import MemoryLog
 from tests.unit.monitoring import Scene, settings
@@ -237,6 +240,15 @@ def test_the_json_says_what_it_is_about() -> None:
     assert found["retraining"]["exit_code"] == 4
     assert found["learning"]["interval"][0] < found["learning"]["interval"][1]
     assert found["at"].startswith("2026-03-01T12:00:10")
+
+
+def test_a_folder_serves_one_monitor(tmp_path: Path) -> None:
+    """A second one is refused with the option that names another folder; the id stays."""
+    with closing(lock_state_dir(tmp_path, kind="monitor", flag="--dir")):
+        with pytest.raises(StateError, match=r"another monitor.*--dir"):
+            lock_state_dir(tmp_path, kind="monitor", flag="--dir")
+        assert worker_id(tmp_path, kind="monitor") == worker_id(tmp_path, kind="monitor")
+        assert worker_id(tmp_path, kind="monitor").startswith("monitor-")
 
 
 # -- security -------------------------------------------------------------------------------------
