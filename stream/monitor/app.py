@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,9 @@ from faust.web.drivers import aiohttp as web_driver
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from stream import log
-from stream.config import Monitor, Settings
-from stream.errors import ConfigError, MonitorStopped, PortInUse
+from stream.config import Settings
+from stream.errors import ConfigError, MonitorStopped
+from stream.http import free_port
 from stream.monitor.metrics import MonitorMetrics
 from stream.monitor.outside import Outside
 from stream.monitor.page import page
@@ -126,7 +126,7 @@ class Application:
         self.settings, self.identity = settings, identity
         self.events = settings.kafka.topic("events")
         self.lists = settings.kafka.topic("recommendations")
-        self.port = _free_port(settings.monitor)
+        self.port = free_port(settings.monitor.host, settings.monitor.port, "--port")
         self.sample = Sample(settings.monitor.max_events_per_s)
         self._outside, self._retraining = outside, retraining
         self._watch = Watch(settings, time.time(), outside.kinds)
@@ -338,17 +338,3 @@ def check_cron(schedule: str) -> None:
             f"monitor.retrain_cron: {schedule!r} is no crontab: {error}",
             remedy="Write five fields, such as '0 3 * * *'.",
         ) from None
-
-
-def _free_port(limits: Monitor) -> int:
-    """The port to listen on; Faust wants a number. Raises `PortInUse`."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((limits.host, limits.port))
-        except OSError as error:
-            raise PortInUse(
-                f"{limits.host}:{limits.port}: {error.strerror}",
-                remedy="Choose another with --port, or 0 for any free one.",
-            ) from None
-        return int(probe.getsockname()[1])
