@@ -225,6 +225,9 @@ class Application:
         async def status(view: Any, request: Any) -> Any:
             return view.json(self._status())
 
+        async def online(view: Any, request: Any) -> Any:
+            return view.json(self._watch.rates())
+
         async def metrics(view: Any, request: Any) -> Any:
             found = generate_latest(self._metrics.registry)
             return view.bytes(found, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -237,6 +240,7 @@ class Application:
         for path, view in (
             ("/", index),
             ("/status", status),
+            ("/online", online),
             ("/metrics", metrics),
             ("/healthz", healthz),
         ):

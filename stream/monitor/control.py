@@ -9,10 +9,14 @@ Metric Analytics", 2018).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 Z = 1.96
 """Of a 95% interval."""
@@ -106,6 +110,14 @@ def compare(
     )
 
 
+class Key(NamedTuple):
+    """A user (by hash), and what made the lists that he acted on."""
+
+    strategy: str
+    model: str
+    user: int
+
+
 class Halves:
     """What each user did over the latest one to two halves of `seconds`, at most `most` users.
 
@@ -116,13 +128,12 @@ class Halves:
         self._half = seconds / 2
         self._most = most
         self._place = 0
-        self._older: dict[tuple[str, int], Counted] = {}
-        self._newer: dict[tuple[str, int], Counted] = {}
+        self._older: dict[Key, Counted] = {}
+        self._newer: dict[Key, Counted] = {}
 
-    def note(self, time: float, strategy: str, user: int, hit: bool) -> None:
-        """A judged interaction of a user (by hash) who had a list of this strategy."""
+    def note(self, time: float, key: Key, hit: bool) -> None:
+        """A judged interaction of a user who had such a list."""
         self.advance(time)
-        key = (strategy, user)
         if key in self._newer or len(self._newer) < self._most:
             judged, hits = self._newer.get(key, (0, 0))
             self._newer[key] = Counted(judged + 1, hits + hit)
@@ -135,14 +146,26 @@ class Halves:
             self._place, self._newer = place, {}
 
     def users(self, strategy: str) -> list[Counted]:
-        """The users with lists of this strategy."""
-        return list(self._merged(strategy).values())
+        """The users with lists of this strategy, whatever model made them."""
+        own = ((key.user, done) for key, done in self._all() if key.strategy == strategy)
+        return list(_added(own).values())
 
-    def _merged(self, strategy: str) -> Mapping[int, Counted]:
-        total: dict[int, Counted] = {}
-        for part in (self._older, self._newer):
-            for (kind, user), (judged, hits) in part.items():
-                if kind == strategy:
-                    before = total.get(user, Counted(0, 0))
-                    total[user] = Counted(before.judged + judged, before.hits + hits)
-        return total
+    def rates(self) -> dict[str, list[float]]:
+        """The hit rate of each user of adapted lists, by the model that made them."""
+        own = (((key.model, key.user), d) for key, d in self._all() if key.strategy == "adapted")
+        rates: defaultdict[str, list[float]] = defaultdict(list)
+        for (model, _), done in _added(own).items():
+            rates[model].append(done.hits / done.judged)
+        return dict(rates)
+
+    def _all(self) -> Iterator[tuple[Key, Counted]]:
+        return chain(self._older.items(), self._newer.items())
+
+
+def _added(parts: Iterable[tuple[K, Counted]]) -> dict[K, Counted]:
+    """Sums of what has a key in common."""
+    total: dict[K, Counted] = {}
+    for key, (judged, hits) in parts:
+        before = total.get(key, Counted(0, 0))
+        total[key] = Counted(before.judged + judged, before.hits + hits)
+    return total

@@ -19,7 +19,7 @@ from stream.config import Settings
 from stream.message_checks import COLD_KEY
 from stream.message_encoding import Recommendation
 from stream.messages import Interaction, Ranking, evidence
-from stream.monitor.control import STRATEGIES, Halves
+from stream.monitor.control import STRATEGIES, Halves, Key
 from stream.monitor.memory import Impression, Listed, Memory, Remembered, hashed, newest_before
 from stream.monitor.windows import Group, Sums, Window, note_wait
 
@@ -196,8 +196,9 @@ class Join:
     def _hit_or_miss(self, held: _Held, current: Listed, item: int) -> None:
         hit = item in current.items
         self._window.add(held.time, current.group, Sums(judged=1, hits=int(hit)))
-        if current.group.strategy in STRATEGIES:
-            self._halves.note(held.time, current.group.strategy, held.user, hit)
+        group = current.group
+        if group.strategy in STRATEGIES:
+            self._halves.note(held.time, Key(group.strategy, group.model, held.user), hit)
 
     # -- lists ----------------------------------------------------------------------------------
 

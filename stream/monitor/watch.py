@@ -51,6 +51,10 @@ class Watch:
         """Events that no figure counts, by reason."""
         return self._join.unjudged
 
+    def rates(self) -> dict[str, list[float]]:
+        """The hit rate of each user of adapted lists, by model, over `monitor.control_hours`."""
+        return self._halves.rates()
+
     # -- what comes in --------------------------------------------------------------------------
 
     def event(self, record: Record, now: float) -> None:

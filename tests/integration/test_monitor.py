@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import orjson
 import pytest
 
 from stream import topics
@@ -109,6 +110,9 @@ def test_lists_of_aborted_transactions_are_not_seen(stage: Stage) -> None:
         stage.act(*users)
         eventually(lambda: monitor.figure("strategy", "adapted").get("judged") == 20, monitor.log)
         status = monitor.status()
+        assert orjson.loads(monitor.get("/online")[1]) == {"m1": [0.0] * 20}
+        assert "By strategy" in monitor.get("/")[1]
+        assert monitor.get("/healthz")[0] == 200
     assert [row["name"] for row in status["figures"]["strategy"]] == ["adapted", "cold"]
     assert monitor_row(status, "adapted")["hits"] == 0
     assert monitor_row(status, "adapted")["lists"] == 20

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stream.monitor import control, drift
-from stream.monitor.control import Counted, Verdict
+from stream.monitor.control import Counted, Key, Verdict
 from stream.monitor.memory import hashed
 from stream.monitor.windows import BUCKETS, WAITS, Group, Sums, Window
 from tests.unit.monitoring import DAY, Scene, settings
@@ -215,9 +215,9 @@ def test_nothing_is_told_without_a_control_or_users(
 def test_a_users_day_counts_once_whatever_half_it_falls_in() -> None:
     """What a user did in both halves is one user; what is older than two halves is gone."""
     halves = control.Halves(200.0, most=10)
-    halves.note(DAY + 50, "adapted", 1, True)
-    halves.note(DAY + 150, "adapted", 1, False)
-    halves.note(DAY + 150, "control", 1, True)
+    halves.note(DAY + 50, Key("adapted", "m1", 1), True)
+    halves.note(DAY + 150, Key("adapted", "m2", 1), False)
+    halves.note(DAY + 150, Key("control", "m2", 1), True)
     assert halves.users("adapted") == [Counted(2, 1)]
     halves.advance(DAY + 250)
     assert halves.users("adapted") == [Counted(1, 0)]
@@ -225,11 +225,25 @@ def test_a_users_day_counts_once_whatever_half_it_falls_in() -> None:
     assert halves.users("adapted") == []
 
 
+def test_a_canarys_users_are_told_by_model() -> None:
+    """Of each user the hit rate with each model, over both halves; the control is not in it."""
+    halves = control.Halves(200.0, most=10)
+    for at, key, hit in (
+        (50, Key("adapted", "m1", 1), True),
+        (150, Key("adapted", "m1", 1), False),
+        (150, Key("adapted", "m2", 1), True),
+        (150, Key("adapted", "m1", 2), True),
+        (150, Key("control", "m1", 3), True),
+    ):
+        halves.note(DAY + at, key, hit)
+    assert halves.rates() == {"m1": [0.5, 1.0], "m2": [1.0]}
+
+
 def test_users_of_a_half_are_bounded() -> None:
     """When there are as many as may be, others wait for the next half; known ones go on."""
     halves = control.Halves(200.0, most=2)
     for user in (1, 2, 3, 1):
-        halves.note(DAY, "adapted", user, True)
+        halves.note(DAY, Key("adapted", "m1", user), True)
     assert sorted(halves.users("adapted")) == [Counted(1, 1), Counted(2, 2)]
 
 
