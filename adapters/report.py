@@ -9,20 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters.cohorts import COHORTS
 from adapters.list_metrics import coverage
 
 Array = NDArray[Any]
-
-COHORTS = (
-    ("0", 0, 0),
-    ("1", 1, 1),
-    ("2-3", 2, 3),
-    ("4-7", 4, 7),
-    ("8-15", 8, 15),
-    ("16-63", 16, 63),
-    ("64+", 64, 2**62),
-)
-"""Name, fewest and most shots."""
 
 DRAWS = 1_000
 """Bootstrap samples."""

@@ -25,6 +25,7 @@ COMMANDS = {
     "withdraw": "End a canary.",
     "rollback": "Let the model serve that served before.",
     "models": "List what serves and what served before.",
+    "monitor": "Watch lists, lag and drift online, and retrain on a schedule.",
     "inspect": "Show what is known of a user.",
     "explain": "Say what moved an item in a user's list.",
     "forget": "Erase a user.",

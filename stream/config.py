@@ -72,6 +72,7 @@ class Topics(Section):
     state: str = Field("state", description="changelog of user records")
     signals: str = Field("signals", description="item counters and neighbours")
     models: str = Field("models", description="which model bundle serves")
+    retraining: str = Field("retraining", description="the newest run of scheduled retraining")
     dead_letters: str = Field("dead-letters", description="what could not be used")
 
 
@@ -313,6 +314,64 @@ class Http(Section):
     port: int = Field(9108, ge=0, le=65_535, description="0 = any free one")
 
 
+class Monitor(Section):
+    """`innerloop monitor`: what is measured online, when it alarms, when models are retrained."""
+
+    group: str = Field("innerloop-monitor", description="consumer group of all monitors")
+    dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_state_dir("innerloop")) / "monitor",
+        description="folder of this monitor's id, lock and logs of retraining, one monitor's own",
+    )
+    host: str = Field("127.0.0.1", description="address of its pages; 0.0.0.0 in a container")
+    port: int = Field(6066, ge=0, le=65_535, description="0 = any free one")
+    window_minutes: float = Field(
+        60.0, gt=0, le=10_080, description="figures are about the latest so many minutes"
+    )
+    k: int = Field(10, ge=1, le=1_000, description="places of a list that count for hits and CTR")
+    weak_evidence: float = Field(
+        0.5, ge=0, le=10, description="what says no more than this about its item is no hit"
+    )
+    max_events_per_s: int = Field(
+        2_000, ge=1, description="above it users are sampled, by hash: a half, a quarter, ..."
+    )
+    max_users: int = Field(
+        50_000, ge=100, description="users whose latest lists are remembered, about 2 kB each"
+    )
+    lag_s: float = Field(10.0, gt=0, le=600, description="seconds between two looks at the lag")
+    lag_alarm_s: float = Field(60.0, gt=0, description="alarm: a partition is so far behind")
+    absent_alarm_s: float = Field(60.0, gt=0, description="alarm: for so long no worker is there")
+    freshness_alarm_s: float = Field(5.0, gt=0, description="alarm: 1% of the lists took longer")
+    drift_alarm: float = Field(
+        0.1, gt=0, le=1, description="alarm: clicks differ so much from before, in bits"
+    )
+    drift_clicks: int = Field(
+        500, ge=10, description="hits, now and before, below which drift is not told"
+    )
+    reference_hours: float = Field(
+        24.0, gt=0, description="half-life of what clicks are compared with"
+    )
+    control_hours: float = Field(
+        24.0, gt=0, description="adapted lists are compared with the control's over so long"
+    )
+    control_users: int = Field(
+        100, ge=2, description="users of each kind below which learning is not judged"
+    )
+    control_gain: float = Field(
+        0.02, ge=0, le=10, description="gain over the control, relative, that is worth learning"
+    )
+    retrain_cron: str | None = Field(
+        None, description="when to retrain, five fields, UTC (`0 3 * * *`); unset: never"
+    )
+    retrain_command: str = Field(
+        "innerloop train --from-kafka --window 30d --out {run}/bundle"
+        " && innerloop promote {run}/bundle --from-kafka",
+        description="of a shell, with the monitor's settings; `{run}` is a new folder of the run",
+    )
+    retrain_timeout_hours: float = Field(
+        6.0, gt=0, le=720, description="a run that takes longer is ended and counts as failed"
+    )
+
+
 class Log(Section):
     """Log lines."""
 
@@ -342,6 +401,7 @@ class Settings(BaseSettings):
     model: Model = Model()
     learning: Learning = Learning()
     http: Http = Http()
+    monitor: Monitor = Monitor()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 _DEFAULTS = {
     "state.dir": "`innerloop` in the user's state folder",
     "model.registry": "`innerloop/models` in the user's data folder",
+    "monitor.dir": "`innerloop/monitor` in the user's state folder",
     "messages.actions": "the table below",
 }
 

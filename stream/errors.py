@@ -172,3 +172,7 @@ class GateRefused(InnerloopError):
 
 class Superseded(InnerloopError):
     """Another send-back has begun meanwhile. See `innerloop dead-letters list` for what is sent."""
+
+
+class MonitorStopped(InnerloopError):
+    """The monitor has broken down. Start it again; the log says why. No worker depends on it."""

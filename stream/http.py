@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +45,23 @@ class Endpoint:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def free_port(host: str, port: int, flag: str) -> int:
+    """The port, or any free one for 0, for a server that wants a number.
+
+    Raises `PortInUse`; `flag` is the option that names another.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortInUse(
+                f"{host}:{port}: {error.strerror}",
+                remedy=f"Choose another with {flag}, or 0 for any free one.",
+            ) from None
+        return int(probe.getsockname()[1])
 
 
 def _handler(registry: CollectorRegistry, probes: dict[str, Probe]) -> type[BaseHTTPRequestHandler]:

@@ -24,6 +24,7 @@ SCHEMAS = (
     "item",
     "recommendation",
     "model",
+    "retraining",
     "dead_letter",
 )
 LEFT_OUT = "left_out"

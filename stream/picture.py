@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.baselines import BASELINES
-from adapters.report import COHORTS, Report, Row
+from adapters.cohorts import COHORTS
+from adapters.report import Report, Row
 from stream.errors import DataError, MissingPart
 
 if TYPE_CHECKING:

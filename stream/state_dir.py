@@ -1,4 +1,4 @@
-"""The state folder of a worker: locked, with the worker's id, without what is no longer its own."""
+"""The folder of a worker or monitor: locked, with its id, without what is no longer its own."""
 
 from __future__ import annotations
 
@@ -45,8 +45,11 @@ class StateLock:
             self._descriptor = -1
 
 
-def lock_state_dir(folder: Path) -> StateLock:
-    """Make the folder if need be and lock it. Raises `StateError` when another worker has it."""
+def lock_state_dir(folder: Path, *, kind: str = "worker", flag: str = "--state-dir") -> StateLock:
+    """Make the folder if need be and lock it. Raises `StateError` when another process has it.
+
+    `kind` is what has such a folder, `flag` the option that names another.
+    """
     path = folder / "lock"
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +60,8 @@ def lock_state_dir(folder: Path) -> StateLock:
         owner = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
         raise StateError(
-            f"{folder} is in use by another worker, process {owner}",
-            remedy="Give every worker a folder of its own with --state-dir.",
+            f"{folder} is in use by another {kind}, process {owner}",
+            remedy=f"Give every {kind} a folder of its own with {flag}.",
         ) from None
     with explained(path):
         os.ftruncate(descriptor, 0)
@@ -66,15 +69,15 @@ def lock_state_dir(folder: Path) -> StateLock:
     return StateLock(path, descriptor)
 
 
-def worker_id(folder: Path, configured: str | None = None) -> str:
+def worker_id(folder: Path, configured: str | None = None, *, kind: str = "worker") -> str:
     """The configured id, or the one kept in the folder, made at the first start."""
     if configured:
         return configured
-    path = folder / "worker-id"
+    path = folder / f"{kind}-id"
     with explained(path):
         if path.exists() and (known := path.read_text().strip()):
             return known
-        made = f"worker-{uuid.uuid4().hex[:12]}"
+        made = f"{kind}-{uuid.uuid4().hex[:12]}"
         draft = path.with_suffix(".new")
         draft.write_text(made + "\n")
         draft.replace(path)

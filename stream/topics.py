@@ -14,7 +14,7 @@ from stream.kafka.properties import HEADROOM_BYTES
 ALIGNED = ("events", "state", "signals", "recommendations")
 """Roles whose partition p belongs together: their counts agree and never change."""
 
-_FEW = {"items": 1, "models": 1, "dead_letters": 4}
+_FEW = {"items": 1, "models": 1, "retraining": 1, "dead_letters": 4}
 _HOUR_MS = 3_600_000
 _RETENTION_MS = 7 * 24 * _HOUR_MS
 _BATCH_BYTES = 1_048_588  # Kafka's default; a batch of our producers must fit in

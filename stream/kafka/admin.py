@@ -182,6 +182,15 @@ class Admin:
             found = retried(ask, Patience(_ADMIN_S))
         return {TopicPartition(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
+    def members(self, group: str) -> int:
+        """Members of a consumer group; one that was never seen has none."""
+
+        def ask() -> int:
+            asked = self._admin.describe_consumer_groups([group], request_timeout=_ASK_S)
+            return len(asked[group].result().members)
+
+        return self._insist(ask, f"members of group {group}")
+
     def _offsets(
         self, partitions: Sequence[TopicPartition], which: Any, none: int | None = None
     ) -> dict[TopicPartition, int]:

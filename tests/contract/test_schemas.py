@@ -47,7 +47,7 @@ def test_examples_of_the_docs_are_valid(name: str, text: str) -> None:
     record = Record("topic", 0, 0, NOW + 60_000, key, text.encode())
     if name == "item":
         assert len(m.decode_items([record], Messages()).accepted) == 1
-    elif name not in ("recommendation", "model", "dead_letter"):
+    elif name not in ("recommendation", "model", "retraining", "dead_letter"):
         assert len(m.decode_events([record], Messages(), 1).accepted) == 1
 
 

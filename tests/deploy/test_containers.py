@@ -88,6 +88,26 @@ def test_the_worker_accepts_its_variables(
     assert loaded.http.host == "0.0.0.0"
 
 
+def test_the_monitor_accepts_its_variables(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its id and runs on a volume of its own and answers on the published port."""
+    for name in [name for name in os.environ if name.startswith(("INNERLOOP_", "KAFKA_"))]:
+        monkeypatch.delenv(name)
+    monitor = compose["services"]["monitor"]
+    for name, value in (image_environment() | dict(monitor["environment"])).items():
+        monkeypatch.setenv(name, value)
+    loaded = load().monitor
+    volume = monitor["volumes"][0]
+    source, target = (
+        (volume["source"], volume["target"]) if isinstance(volume, dict) else volume.split(":")
+    )
+    assert (source, loaded.dir.is_relative_to(target)) == ("monitor", True)
+    assert published(monitor) == {("127.0.0.1", loaded.port, loaded.port)}
+    assert loaded.host == "0.0.0.0"
+    assert f":{loaded.port}/healthz" in monitor["healthcheck"]["test"][-1]
+
+
 def test_kafka_is_reached_where_it_says(compose: dict[str, Any]) -> None:
     """Workers use the advertised inner listener, this machine the outer one."""
     services = compose["services"]
@@ -111,12 +131,13 @@ def test_one_kafka_version(compose: dict[str, Any]) -> None:
 
 
 def test_topics_come_before_the_worker(compose: dict[str, Any]) -> None:
-    """The worker starts after the topics were created, and they after Kafka was ready."""
+    """Worker and monitor start after the topics were created, they after Kafka was ready."""
     services = compose["services"]
     needs = {name: service.get("depends_on", {}) for name, service in services.items()}
     assert services["topics"]["command"] == ["topics", "create"]
     assert needs["topics"]["kafka"]["condition"] == "service_healthy"
-    assert needs["worker"]["topics"]["condition"] == "service_completed_successfully"
+    for name in ("worker", "monitor"):
+        assert needs[name]["topics"]["condition"] == "service_completed_successfully"
 
 
 def test_one_image_of_the_projects_version(compose: dict[str, Any]) -> None:

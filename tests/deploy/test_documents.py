@@ -10,6 +10,7 @@ import pytest
 
 from stream.config_docs import render, settings
 from stream.metrics import Metrics
+from stream.monitor.metrics import MonitorMetrics
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("bootstrap", "dev", "runtime")
@@ -34,10 +35,10 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_every_metric_is_in_operations() -> None:
-    """docs/operations.md lists exactly the metrics that a worker has, with their types."""
+    """docs/operations.md lists exactly the metrics of worker and monitor, with their types."""
     text = (ROOT / "docs/operations.md").read_text()
     listed = set(re.findall(r"^\| `(innerloop_\w+)` \| (counter|gauge|histogram) \|", text, re.M))
-    families = Metrics().registry.collect()
+    families = [*Metrics().registry.collect(), *MonitorMetrics().registry.collect()]
     assert listed == {(f.name + "_total" * (f.type == "counter"), f.type) for f in families}
 
 

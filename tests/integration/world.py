@@ -135,16 +135,22 @@ def innerloop(
 class Worker:
     """`innerloop worker` in a process of its own; a context manager that leaves none behind."""
 
+    command = "worker"
+
     def __init__(self, settings: Settings, bundle: Path, state: Path) -> None:
         changes = {
             "model": settings.model.model_copy(update={"bundle": str(bundle)}),
             "state": settings.state.model_copy(update={"dir": state}),
             "http": settings.http.model_copy(update={"port": 0}),
-            "log": settings.log.model_copy(update={"format": "json"}),
         }
-        self.state = state
+        self._prepare(settings.model_copy(update=changes), state)
+
+    def _prepare(self, settings: Settings, state: Path) -> None:
+        """Write the settings beside the folder of the process."""
+        log = settings.log.model_copy(update={"format": "json"})
+        own = settings.model_copy(update={"log": log}).model_dump(mode="json")
+        self.settings, self.state = settings, state
         self._config = state.with_suffix(".yaml")
-        own = settings.model_copy(update=changes).model_dump(mode="json")
         self._config.write_text(yaml.safe_dump(own))
         self._log = state.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
@@ -162,7 +168,7 @@ class Worker:
         """Begin to run; `wait_until_ready` says when it serves."""
         with self._log.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "stream", "worker", "--config", str(self._config)],
+                [sys.executable, "-m", "stream", self.command, "--config", str(self._config)],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -218,6 +224,33 @@ class Worker:
                 with contextlib.suppress(orjson.JSONDecodeError):  # half a line
                     return int(orjson.loads(line)["port"])
         return 0
+
+
+class Monitor(Worker):
+    """`innerloop monitor` in a process of its own, on any free port."""
+
+    command = "monitor"
+
+    def __init__(self, settings: Settings, folder: Path, **changes: Any) -> None:
+        """`changes` are settings of `monitor`."""
+        update = {"dir": folder, "port": 0, "lag_s": 0.5, **changes}
+        monitor = settings.monitor.model_copy(update=update)
+        self._prepare(settings.model_copy(update={"monitor": monitor}), folder)
+
+    def wait_until_ready(self) -> None:
+        """Return when it follows every partition."""
+        wanted = range(self.settings.kafka.partitions)
+        eventually(lambda: self.status().get("partitions") == list(wanted), self.log)
+
+    def status(self) -> dict[str, Any]:
+        """What /status says; nothing while it does not answer."""
+        code, body = self.get("/status")
+        return dict(orjson.loads(body)) if code == 200 else {}
+
+    def figure(self, by: str, name: str) -> dict[str, Any]:
+        """The figures of the lists of a strategy, cohort or model."""
+        rows = self.status().get("figures", {}).get(by, [])
+        return next((dict(row) for row in rows if row["name"] == name), {})
 
 
 # -- topics -------------------------------------------------------------------------------------
@@ -317,10 +350,12 @@ class Topics:
         return eventually(caused)
 
 
-def eventually(condition: Callable[[], T], explain: Callable[[], str] = str) -> T:
-    """The first value of `condition` that counts as true; fails after `PATIENCE`."""
-    deadline = time.monotonic() + PATIENCE
+def eventually(
+    condition: Callable[[], T], explain: Callable[[], str] = str, patience: float = PATIENCE
+) -> T:
+    """The first value of `condition` that counts as true; fails after `patience` seconds."""
+    deadline = time.monotonic() + patience
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"still not so after {PATIENCE:.0f} s {explain()}"
+        assert time.monotonic() < deadline, f"still not so after {patience:.0f} s {explain()}"
         time.sleep(0.02)
     return value

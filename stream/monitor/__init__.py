@@ -1,0 +1,1 @@
+"""`innerloop monitor`: online figures, lag, alarms and scheduled retraining, beside the workers."""
