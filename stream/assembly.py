@@ -135,7 +135,10 @@ def serving(settings: Settings, bundle: Bundle, cache: VectorCache | None = None
     """The model of a bundle with its catalogue, on the device that the settings name."""
     device = choose_device(settings.model.device)
     torch.set_num_threads(settings.model.threads or 1)  # more workers beat more threads
-    encoder = bundles.encoder(bundle, device=device, threads=settings.model.threads)
+    model = settings.model
+    encoder = bundles.encoder(bundle, device=model.device, threads=model.threads)
+    variant = bundle.manifest.encoder.variant
+    _log.info("encoder", variant=variant, provider=encoder.provider, ranking=device)
     items = ItemEncoder(encoder, cache, dense_field(bundle.items))
     table = CatalogueTable(bundle.meta, bundle.items, items, device=device)
     version = bundle.manifest.version

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from export import bundle as bundles
+from export import parity
 from export.bundle import Bundle
 from export.encoder import OnnxEncoder
 from export.errors import BundleRefused
@@ -25,9 +26,15 @@ def save(bundle: Bundle, url: str) -> Bundle:
 
 
 def encoder(bundle: Bundle, *, device: str = "auto", threads: int = 0) -> OnnxEncoder:
-    """The bundle's encoder, ready to run. Raises `BundleError`."""
+    """The bundle's encoder, ready to run here.
+
+    Raises `BundleError`, also when it does not give the bundle's own vectors on this machine.
+    """
     with refusals():
-        return OnnxEncoder(bundle.encoder, device=device, threads=threads)
+        made = OnnxEncoder(bundle.encoder, device=device, threads=threads)
+        kind = bundle.manifest.encoder.kind
+        parity.require_here(bundle.probe, made.encode(bundle.probe.texts), kind)
+    return made
 
 
 @contextmanager
