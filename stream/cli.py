@@ -21,6 +21,7 @@ COMMANDS = {
     "worker": "Adapt users and publish lists until stopped.",
     "train": "Meta-train a model on logged events and write a bundle.",
     "evaluate": "Measure a bundle on logged events: predict, then learn.",
+    "export": "Make a bundle's encoder smaller and faster, within a stated loss.",
     "inspect": "Show what is known of a user.",
     "explain": "Say what moved an item in a user's list.",
     "forget": "Erase a user.",
