@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from adapters.report import Figure
+from export import parity
 from export.errors import BundleRefused
 from export.parity import Parity
 
@@ -38,6 +39,14 @@ class Row:
     )
 
     @property
+    def usable(self) -> bool:
+        """Whether a bundle may have it: within its limits, and a vector depends on its text alone.
+
+        Otherwise a list could not be made a second time.
+        """
+        return parity.within(self.probe, self.kind) and self.steady >= STEADY
+
+    @property
     def loss(self) -> float:
         """What may be lost: the far end of the 95% interval of nDCG@10, else neighbours lost."""
         return 1 - self.catalogue.agreement if self.lists is None else -self.lists.low
@@ -54,6 +63,7 @@ class Row:
             "mean_cosine": self.catalogue.mean_cosine,
             "min_cosine": self.catalogue.min_cosine,
             "steady": self.steady,
+            "usable": self.usable,
             "ndcg": lists,
         }
 
@@ -61,10 +71,9 @@ class Row:
 def choose(rows: Sequence[Row], budget: float) -> Row:
     """The fastest variant that loses at most `budget`; of those nearly as fast, the smallest.
 
-    A vector must depend on its text alone, or a list could not be made a second time: encoders
-    that are not steady are passed over. Raises `BundleRefused` where nothing is left.
+    Variants that are not usable are passed over. Raises `BundleRefused` where nothing is left.
     """
-    fit = [row for row in rows if row.loss <= budget and row.steady >= STEADY]
+    fit = [row for row in rows if row.loss <= budget and row.usable]
     if not fit:
         raise BundleRefused(
             f"no variant loses at most {budget:.2%}",
@@ -96,7 +105,7 @@ def speeds(
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """A header and one line of text a variant."""
-    head = ("variant", "MB", "speed", "cosine", "least", "probe", "top 10", "steady", "nDCG@10")
+    head = ("variant", "MB", "speed", "cosine", "least", "probe", "top 10", "alone", "nDCG@10", "")
     return [head, *(_line(row) for row in rows)]
 
 
@@ -112,4 +121,5 @@ def _line(row: Row) -> tuple[str, ...]:
         f"{row.catalogue.agreement:.3f}",
         f"{row.steady:.4f}",
         "-" if lists is None else f"{lists.mean:+.2%} ({lists.low:+.2%} to {lists.high:+.2%})",
+        "" if row.usable else "not for bundles",
     )

@@ -112,6 +112,11 @@ def require(parity: Parity, kind: str = FP32) -> None:
         )
 
 
+def within(parity: Parity, kind: str) -> bool:
+    """Whether `require` would let `parity` pass."""
+    return not _beyond(parity, _limits(EXPORTED, kind))
+
+
 def require_here(probe: Probe, actual: Vectors, kind: str = FP32) -> None:
     """Raise `BundleRefused` unless an encoder that runs here says what it said where it was made.
 

@@ -261,7 +261,7 @@ def _epoch(
         loss.backward()
         share = max((epoch + step / total) / how.epochs, 1 - _left(began, how) / how.budget_s)
         adamw.descend([lesson.group], how.learning_rate * (1 + np.cos(np.pi * share)) / 2)
-        progress(min(share, 1.0), f"loss {float(loss):.4f}")
+        progress(min(share, 1.0), f"loss {loss.item():.4f}")
         if share >= 1:
             return
 

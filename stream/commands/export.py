@@ -71,8 +71,8 @@ def export(
 ) -> None:
     """Make variants of a bundle's encoder, print their figures, and write the best as a bundle.
 
-    The best is the fastest that loses at most --budget and whose vectors depend on their text
-    alone; of those that are within 5% of its speed, the smallest.
+    The best is the fastest among --variants that loses at most --budget and whose vectors depend
+    on their text alone; of those within 5% of its speed, the smallest. fp32 is always measured.
     """
     from stream.commands.train import parse_duration, parse_until
 
@@ -98,7 +98,7 @@ def export(
         _show(made, as_json)
         if out is not None:
             with bundles.refusals():
-                best = choose([each.row for each in made], share)
+                best = choose([each.row for each in made if each.row.variant in names], share)
             chosen = next(each for each in made if each.row is best)
             saved = exporting.save(chosen, out)
             _say_saved(best.variant, saved.manifest.version, out)
