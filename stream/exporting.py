@@ -268,6 +268,8 @@ def _items(
     An item whose text is not at hand, because it is gone or has changed since, keeps its fp32
     vector as evidence; without a content hash it is encoded when its message comes.
     """
+    if encoder.files == parent.encoder:
+        return parent.items.text, parent.items.content
     row = {item: place for place, item in enumerate(parent.items.ids)}
     known = [item for item in items if _same(parent, row.get(item.item, -1), item)]
     places = [row[item.item] for item in known]

@@ -13,9 +13,10 @@ import pytest
 
 from export.bundle import Bundle
 from export.parity import Probe
-from stream import bundles, config, datasets
+from stream import assembly, bundles, config, datasets
 from stream.commands import evaluate, export, train
 from stream.errors import BundleError
+from stream.log import configure
 from stream.messages import item_text
 from tests.unit.small_training import invoke, said, small_bert, write_data
 
@@ -123,6 +124,17 @@ def test_an_exported_bundle_is_served_like_any_other(home: Path, exported: Bundl
     )
     assert result.exit_code == 0, result.output
     assert f"model {exported.manifest.version}" in result.stdout
+
+
+def test_the_log_says_what_encodes_and_where(
+    exported: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker that takes a bundle names the variant of its encoder and the provider it runs on."""
+    configure(config.Log(format="json"))
+    assembly.serving(config.Settings(), exported)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "{" in line]
+    (line,) = [line for line in lines if line["event"] == "encoder"]
+    assert (line["variant"], line["provider"]) == ("int8-tokens", "CPUExecutionProvider")
 
 
 def test_an_encoder_that_says_something_else_here_is_refused(home: Path) -> None:
