@@ -4,7 +4,8 @@
     encoder.onnx        the backbone, tokenizer.json beside it
     meta.safetensors    item tower, adapter start, step sizes, read-out, expert weights
     items.safetensors   the items of training: ids, content hashes, vectors, priors
-    probe.safetensors   texts with the trained encoder's vectors, to check any export against
+    probe.safetensors   texts with the trained encoder's vectors, to check any export against,
+                        and with those of the bundle's own encoder where it is another variant
 
 The folder is written under a temporary name and renamed; on an object store the files go first
 and the manifest last. A folder without a manifest, or whose files differ from it, is refused.
@@ -54,6 +55,8 @@ class EncoderEntry(msgspec.Struct, frozen=True, kw_only=True):
     sha: str
     dim: int
     max_length: int
+    variant: str = parity.FP32  # the name of what was done to the trained encoder
+    kind: str = parity.FP32  # which limits of parity hold, see `parity.EXPORTED`
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +110,7 @@ def save(bundle: Bundle, url: str) -> Bundle:
     `BundleRefused` when parity fails, when the folder holds anything but a bundle, or when it
     cannot be written; what was there stays as it was.
     """
-    parity.require(bundle.manifest.parity)
+    parity.require(bundle.manifest.parity, bundle.manifest.encoder.kind)
     files, path = open_url(url)
     with writing(url):
         if isinstance(files, LocalFileSystem):
@@ -336,6 +339,7 @@ def _encoder_files(folder: Path, manifest: Manifest) -> EncoderFiles:
         max_length=manifest.encoder.max_length,
         dim=manifest.encoder.dim,
         sha=manifest.encoder.sha,
+        kind=manifest.encoder.kind,
     )
 
 

@@ -97,14 +97,18 @@ def read_items(path: Path) -> Items:
 
 def write_probe(probe: Probe, path: Path) -> None:
     """Texts and vectors of the parity check."""
-    st_numpy.save_file({**_pack("texts", probe.texts), "vectors": probe.vectors}, path)
+    columns = {**_pack("texts", probe.texts), "vectors": probe.vectors}
+    if probe.own is not None:
+        columns["own"] = probe.own
+    st_numpy.save_file({name: np.ascontiguousarray(c) for name, c in columns.items()}, path)
 
 
 def read_probe(path: Path) -> Probe:
     """The inverse of `write_probe`. Raises `BundleRefused`."""
     columns, _ = _read(path)
     try:
-        return Probe(texts=_unpack(columns, "texts"), vectors=columns["vectors"])
+        texts, own = _unpack(columns, "texts"), columns.get("own")
+        return Probe(texts=texts, vectors=columns["vectors"], own=own)
     except (KeyError, IndexError, ValueError) as error:
         raise BundleRefused(f"{path} lacks {error}") from None
 

@@ -19,6 +19,9 @@ Progress = Callable[[int], None]
 
 MODEL_FILE = "encoder.onnx"
 TOKENIZER_FILE = "tokenizer.json"
+CPU_KINDS = frozenset({"int8", "pruned-int8"})
+"""Kinds of encoders whose kernels exist for the CPU alone; elsewhere they would fall back to it."""
+
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -31,6 +34,7 @@ class EncoderFiles:
     max_length: int
     dim: int
     sha: str
+    kind: str = "fp32"  # see `parity.EXPORTED`
 
 
 class OnnxEncoder:
@@ -39,9 +43,10 @@ class OnnxEncoder:
     def __init__(self, files: EncoderFiles, *, device: str = "auto", threads: int = 0) -> None:
         """`device` auto, cpu or cuda; `threads` 0 = all cores. Raises `EncoderError`."""
         self.files = files
-        self.device = _choose(device)
+        self.device = _choose(device, files.kind)
         self._tokenizer = tokens.load_tokenizer(files.tokenizer, files.max_length)
-        self._session = _session(files.model, self.device, threads)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._session = _session(files.model, self.device, self.threads)
         self.provider = str(self._session.get_providers()[0])
         if self.provider != _PROVIDERS[self.device]:
             raise EncoderError(
@@ -67,8 +72,15 @@ class OnnxEncoder:
         return result
 
 
-def _choose(device: str) -> str:
+def _choose(device: str, kind: str) -> str:
     """`auto` is the GPU where torch finds one: asking ONNX Runtime for it elsewhere only warns."""
+    if kind in CPU_KINDS and device == "cuda":
+        raise EncoderError(
+            f"an encoder of kind {kind} has no kernels for the GPU",
+            remedy="Set model.device to auto or cpu, or export the fp16 variant.",
+        )
+    if kind in CPU_KINDS:
+        return "cpu"
     if device != "auto":
         return device
     import onnxruntime
@@ -82,7 +94,7 @@ def _session(model: Path, device: str, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

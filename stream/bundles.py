@@ -45,16 +45,15 @@ def put_gate(url: str, gate: dict[str, Any]) -> None:
 
 
 def encoder(bundle: Bundle, *, device: str = "auto", threads: int = 0) -> OnnxEncoder:
-    """The bundle's encoder, ready to run. Raises `BundleError`."""
-    with refusals():
-        return OnnxEncoder(bundle.encoder, device=device, threads=threads)
+    """The bundle's encoder, ready to run here.
 
-
-def require_parity(bundle: Bundle, encoder: OnnxEncoder) -> None:
-    """Hold the encoder, as it runs here, against the bundle's probe set. Raises `BundleError`."""
+    Raises `BundleError`, also when it does not give the bundle's own vectors on this machine.
+    """
     with refusals():
-        found = parity.compare(bundle.probe.vectors, encoder.encode(bundle.probe.texts))
-        parity.require(found)
+        made = OnnxEncoder(bundle.encoder, device=device, threads=threads)
+        kind = bundle.manifest.encoder.kind
+        parity.require_here(bundle.probe, made.encode(bundle.probe.texts), kind)
+    return made
 
 
 @contextmanager

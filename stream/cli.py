@@ -26,6 +26,7 @@ COMMANDS = {
     "rollback": "Let the model serve that served before.",
     "models": "List what serves and what served before.",
     "monitor": "Watch lists, lag and drift online, and retrain on a schedule.",
+    "export": "Make a bundle's encoder smaller and faster, within a stated loss.",
     "inspect": "Show what is known of a user.",
     "explain": "Say what moved an item in a user's list.",
     "forget": "Erase a user.",

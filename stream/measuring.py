@@ -88,7 +88,7 @@ def measure(bundle: Bundle, request: Measure, reporter: Reporter) -> Report:
     with reporter.phase("encode items"):
         table = catalogue_of(bundle, items, request.settings.model)
     log = datasets.to_log(columns, table.ids, request.settings.state)
-    start = _start(bundle, log, request.start)
+    start = first_time(bundle, log, request.start)
     _warn(bundle, start, reporter)
     prior, catalogue = known_at(bundle, log, start - request.label_delay, table.catalogue())
     rows = table.rows_of(item_hashes(item.item for item in items))
@@ -163,7 +163,7 @@ def report(
 
     Raises `DataError` when there is no such position.
     """
-    _check_any(log, start, options)
+    check_any(log, start, options)
     return evaluate.progressive(
         meta, log, start, catalogue, prior, options, lambda share: advance(share, "")
     )
@@ -185,7 +185,8 @@ def beats_popularity(found: Report) -> bool:
     return found.row("popularity").ahead.low > 0
 
 
-def _check_any(log: Log, start: float, options: Options) -> None:
+def check_any(log: Log, start: float, options: Options) -> None:
+    """Raise `DataError` where no position at `start` or later can be judged."""
     events = np.flatnonzero(log.times >= start)
     if options.users is not None:
         events = events[np.isin(log.users[events], options.users)]
@@ -197,7 +198,7 @@ def _check_any(log: Log, start: float, options: Options) -> None:
         )
 
 
-def _start(bundle: Bundle, log: Log, asked: float | None) -> float:
+def first_time(bundle: Bundle, log: Log, asked: float | None) -> float:
     """`asked`, or what comes after training; the training's own test part if that is all."""
     if asked is not None:
         return asked

@@ -21,7 +21,7 @@ from adapters.experts import Prior
 from adapters.types import Meta
 from export.bundle import Bundle
 from export.bundle_tensors import Items
-from stream import bundles
+from stream import bundles, log
 from stream.catalogue import CatalogueTable, dense_field
 from stream.config import Settings
 from stream.errors import BundleError
@@ -31,6 +31,8 @@ from stream.model_cache import Terms
 from stream.places import Places
 from stream.releases import ModelRef
 from stream.serving import Serving
+
+_log = log.get("worker")
 from stream.shared_signals import SharedSignals
 
 Rows = NDArray[np.int64]
@@ -133,7 +135,8 @@ def opened(settings: Settings, bundle: Bundle, cache: VectorCache | None = None)
     """
     device = choose_device(settings.model.device)
     encoder = bundles.encoder(bundle, device=device, threads=settings.model.threads)
-    bundles.require_parity(bundle, encoder)
+    variant = bundle.manifest.encoder.variant
+    _log.info("encoder", variant=variant, provider=encoder.provider, ranking=device)
     return OpenModel(
         version=bundle.manifest.version,
         meta=bundle.meta.to(device),

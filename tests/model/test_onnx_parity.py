@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,38 +10,18 @@ import pytest
 import torch
 
 from adapters import backbone
-from adapters.backbone import Backbone, BertShape, SentenceEncoder
-from export import parity, to_onnx
+from adapters.backbone import Backbone
+from export import from_onnx, parity, to_onnx
 from export.encoder import EncoderFiles, OnnxEncoder
 from export.errors import BundleRefused, EncoderError
-
-TEXTS = [f"{'word ' * (i % 17)}film number {i}" for i in range(60)] + ["", "é" * 300]
+from export.parity import Probe
+from tests.model.small_bert import TEXTS, small_bert
 
 
 @pytest.fixture(scope="module")
 def small() -> Backbone:
     """A small BERT with random weights and the real tokenizer."""
-    real = backbone.default_folder()
-    torch.manual_seed(3)
-    shape = BertShape(
-        vocabulary=30522,
-        positions=64,
-        token_types=2,
-        layers=2,
-        hidden=16,
-        heads=2,
-        inner=32,
-        epsilon=1e-12,
-    )
-    loaded = backbone.tokens.load_tokenizer(real / "tokenizer.json", 64)
-    return Backbone(
-        module=SentenceEncoder(shape).eval(),
-        tokenizer=loaded,
-        tokenizer_file=real / "tokenizer.json",
-        max_length=64,
-        dim=16,
-        sha="5" * 64,
-    )
+    return small_bert()
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +109,53 @@ def test_small_differences_pass_and_large_ones_do_not() -> None:
     for other in spoiled:
         with pytest.raises(BundleRefused, match="differs"):
             parity.require(parity.compare(vectors, other))
+
+
+def test_the_trained_backbone_comes_back_from_its_export(
+    small: Backbone, files: EncoderFiles
+) -> None:
+    """From the file alone the backbone gives the same vectors as before."""
+    again = from_onnx.load(files)
+    assert again.module.layers[1].attention.heads == 2
+    assert torch.equal(backbone.encode(again, TEXTS), backbone.encode(small, TEXTS))
+
+
+def test_a_foreign_graph_is_no_trained_backbone(files: EncoderFiles, tmp_path: Path) -> None:
+    """A file that says nothing of its encoder, and one that is no graph, are refused."""
+    import onnx
+
+    model = onnx.load(files.model)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "silent.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"\xff junk")
+    for name, words in (("silent.onnx", "does not say"), ("junk.onnx", "no ONNX model")):
+        with pytest.raises(BundleRefused, match=words):
+            from_onnx.load(replace(files, model=tmp_path / name))
+
+
+def test_limits_depend_on_the_kind() -> None:
+    """What is allowed to an 8-bit encoder is too much for fp32; an unknown kind has no limits."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 16)).astype(np.float32)
+    close = vectors + rng.normal(size=vectors.shape).astype("f") * 0.05
+    figures = parity.compare(vectors, close)
+    parity.require(figures, "int8")
+    with pytest.raises(BundleRefused, match="largest difference"):
+        parity.require(figures)
+    with pytest.raises(BundleRefused, match="unknown kind 'int3'") as caught:
+        parity.require(figures, "int3")
+    assert "newer release" in caught.value.remedy
+
+
+def test_here_means_the_vectors_of_the_export() -> None:
+    """On another machine the bundle's own encoder counts, not the trained one."""
+    rng = np.random.default_rng(0)
+    trained, own = rng.normal(size=(2, 40, 16)).astype(np.float32)
+    probe = Probe(texts=tuple("a" * n for n in range(40)), vectors=trained, own=own)
+    parity.require_here(probe, own + np.float32(1e-5), "int8")
+    for kind in ("fp32", "int8"):
+        with pytest.raises(BundleRefused, match="on this machine"):
+            parity.require_here(probe, trained, kind)
 
 
 def test_agreement_counts_shared_neighbours() -> None:
