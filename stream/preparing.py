@@ -31,9 +31,9 @@ from stream.model_cache import Terms
 from stream.places import Places
 from stream.releases import ModelRef
 from stream.serving import Serving
+from stream.shared_signals import SharedSignals
 
 _log = log.get("worker")
-from stream.shared_signals import SharedSignals
 
 Rows = NDArray[np.int64]
 
