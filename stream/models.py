@@ -97,6 +97,7 @@ class Models:
         self._ready = {model.version: model for model in roles.models()}
         self._wanted: dict[Role, Release] = {}
         self._refused: dict[Role, Refusal] = {} if refused is None else {"champion": refused}
+        metrics.models_refused.inc(len(self._refused))
         self._job: _Job | None = None
         self._held = 0.0  # seconds that the loop has waited for the model on its way
         self._closing = threading.Event()
@@ -211,7 +212,6 @@ class Models:
         else:
             self._join(job, job.made)
 
-    @torch.inference_mode()
     def _join(self, job: _Job, made: Made) -> None:
         """Beside the others, with what came meanwhile, in several turns where that is much."""
         if job.serving is None and job.rows is not None:
@@ -220,7 +220,8 @@ class Models:
         made.table.upsert(now)
         if job.serving is None or job.missed:
             return
-        job.serving.prepared()  # or else the next batch would wait for it
+        with torch.inference_mode():
+            job.serving.prepared()  # or else the next batch would wait for it
         self._ready[job.serving.version] = ServedModel(self._settings, job.serving, self._clock)
         self._job = None
         phases = {f"{name}_s": round(s, 3) for name, s in made.seconds.items()}
