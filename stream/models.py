@@ -81,16 +81,21 @@ class Models:
         executor: Executor,
         metrics: Metrics,
         cache: ModelCache | None = None,
+        tidy: Callable[[set[str]], object] = lambda versions: None,
         refused: Refusal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`roles` serve until the end of `models` is read; `refused` is a champion that did not."""
+        """`roles` serve until the end of `models` is read; `refused` is a champion that did not.
+
+        `tidy` is told in another thread which versions are wanted, to let go of others.
+        """
         self._settings = settings
         self._tail = tail
         self._preparer = preparer
         self._executor = executor
         self._metrics = metrics
         self._cache = cache
+        self._tidy = tidy
         self._clock = clock
         self._roles = roles
         self._signals = roles.champion.serving.signals
@@ -275,7 +280,7 @@ class Models:
         config = champion.serving.meta.config
         self._cache.served(champion.version, Terms.of(config, self._signals.since))
         in_use = {*self._ready, *(release.version for release in self._wanted.values())}
-        self._executor.submit(self._cache.tidy, in_use)
+        self._executor.submit(self._tidy, in_use)
 
 
 def readable(record: Record) -> tuple[Role, Release | None] | None:
