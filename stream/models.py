@@ -125,6 +125,14 @@ class Models:
         self._begin()
         return self._swap()
 
+    def settled(self) -> bool:
+        """Whether what serves is what is wanted: else users would be moved back and forth."""
+        wanted, shares = self._wanted, self._roles.shares()
+        served = all(release.version in shares for release in wanted.values())
+        champion = wanted.get("champion")
+        right = champion is None or champion.version == self._roles.champion.version
+        return self._tail.caught_up() and served and right
+
     def close(self) -> None:
         """Give up what is under way and wait until nothing of it runs."""
         self._closing.set()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from typer.testing import CliRunner
 
 from stream import checkpoints
 from stream.checkpoints import SWEEP
@@ -119,6 +121,34 @@ def test_a_challenger_serves_its_share_until_it_is_withdrawn(
         place.settle(worker)
         assert all_by(place, champion)
         finish(place, worker)
+
+
+def command(place: Site, name: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of a command on these topics."""
+    kafka = place.settings.kafka
+    where = ["-b", kafka.bootstrap_servers, "--prefix", kafka.prefix]
+    app = import_module(f"stream.commands.{name}").app
+    result = CliRunner().invoke(app, [*arguments, *where])
+    return result.exit_code, result.output
+
+
+def test_commands_look_at_the_champion(place: Site, models: list[Path]) -> None:
+    """Without --bundle they take what workers serve; versions that a sweep raised are no fault."""
+    with place.worker() as worker:
+        worker.start()
+        version = place.topics.release(models[1])
+        place.act()
+        place.settle(worker)
+        eventually(lambda: all_by(place, version), worker.text)
+        finish(place, worker)
+    code, text = command(place, "inspect", "user-1", "--json")
+    assert code == 0
+    assert orjson.loads(text)["model_version"] == version
+    code, text = command(place, "explain", "user-1")
+    assert code == 0, text
+    assert version in text
+    code, text = command(place, "replay", "--from-events", "--no-adapters")
+    assert code == 0, text
 
 
 # -- bundles that are bad -----------------------------------------------------------------------
