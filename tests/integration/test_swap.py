@@ -123,6 +123,24 @@ def test_a_challenger_serves_its_share_until_it_is_withdrawn(
         finish(place, worker)
 
 
+def test_a_worker_that_does_not_follow_serves_its_bundle(
+    place: Site, bundle: Path, models: list[Path]
+) -> None:
+    """With model.follow off the champion changes nothing."""
+    place.topics.release(models[0])
+    with place.worker("fixed") as worker:
+        model = worker.settings.model.model_copy(update={"follow": False})
+        worker.settings = worker.settings.model_copy(update={"model": model})
+        worker.start()
+        place.act()
+        place.settle(worker)
+        eventually(lambda: worker.ready(), worker.text)
+        assert served(worker) == {}
+        configured = orjson.loads(read(bundle))["version"]
+        assert all_by(place, configured)
+        finish(place, worker)
+
+
 def command(place: Site, name: str, *arguments: str) -> tuple[int, str]:
     """Exit code and output of a command on these topics."""
     kafka = place.settings.kafka
