@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from export.bundle import Bundle
-from stream import checkpoints, first_model, inspection, log, preparing, topics
+from stream import checkpoints, first_model, log, preparing, topics
 from stream.checkpoints import Checkpoint
 from stream.config import Settings
 from stream.errors import BrokerUnavailable
@@ -22,13 +22,11 @@ from stream.kafka.admin import Admin
 from stream.kafka.consumer import GroupConsumer
 from stream.kafka.producer import TransactionalProducer
 from stream.kafka.reader import LogReader, Tail
-from stream.messages import Deletion, Item, decode_items
 from stream.metrics import Metrics
-from stream.model_cache import ModelCache
+from stream.model_source import ModelSource
 from stream.models import Models, tell
 from stream.pipeline import Pipeline
-from stream.preparing import OpenModel, Preparer
-from stream.releases import ModelRef
+from stream.preparing import OpenModel
 from stream.roles import Roles, ServedModel
 from stream.serving import Serving
 from stream.store import Identity, Stores, VectorCache
@@ -88,43 +86,25 @@ def _models(
     stack: ExitStack,
 ) -> tuple[Roles, Models | None]:
     """The model to begin with, and who follows `models`; None with `model.follow` off."""
-    cache = ModelCache(settings.state.dir, stores.topics)
-
-    def work(bundle: Bundle) -> OpenModel:
-        return preparing.opened(settings, bundle, stores.vectors(bundle.manifest.encoder.sha))
-
-    champion = patiently(settings, lambda: first_model.champion_of(settings))
-    model, refusal = first_model.first(settings, champion, cache, work)
+    source = ModelSource(settings, stores, checkpoint)
+    model, refusal = patiently(settings, source.first)
     roles = Roles(ServedModel(settings, _serving(settings, model), time.time))
     if not settings.model.follow:
         tell(metrics, roles)
         return roles, None
-    cache.served(model.version, model.terms)
-    cache.tidy([model.version])
-
-    def open_release(ref: ModelRef) -> OpenModel:
-        checkpoint(checkpoints.PREPARING)
-        bundle = cache.fetch(ref)
-        checkpoint(checkpoints.COPIED)
-        return work(bundle)
-
     models = Models(
         settings,
         roles,
         tail=patiently(settings, lambda: Tail(settings.kafka, settings.kafka.topic("models"))),
-        preparer=Preparer(open_release, lambda: _items(settings), settings.model.threads or 1),
+        preparer=source.preparer(),
         executor=ThreadPoolExecutor(1, "model"),
         metrics=metrics,
-        cache=cache,
+        cache=source.cache,
+        tidy=source.tidy,
         refused=refusal,
     )
     stack.callback(models.close)
     return roles, models
-
-
-def _items(settings: Settings) -> list[Item | Deletion]:
-    """Everything that `items` says now; what cannot be read is the loop's to report."""
-    return decode_items(list(inspection.records(settings, "items")), settings.messages).accepted
 
 
 def patiently(settings: Settings, call: Callable[[], T]) -> T:

@@ -14,10 +14,11 @@ from stream import bundles, inspection, log
 from stream.config import Settings
 from stream.errors import BundleError
 from stream.model_cache import ModelCache
-from stream.models import Refusal, readable, refusal_of
+from stream.models import Refusal, refusal_of
 from stream.preparing import OpenModel
 from stream.releases import ModelRef, Release, Role
 from stream.roles import challenged
+from stream.succession import read_standing
 
 _log = log.get("model")
 
@@ -26,11 +27,9 @@ Open = Callable[[Bundle], OpenModel]
 
 def releases(settings: Settings) -> dict[Role, Release]:
     """What `models` says now, by role. Raises `TopicError`."""
-    found: dict[Role, Release | None] = {}
-    for record in inspection.records(settings, "models"):
-        if (said := readable(record)) is not None:
-            found |= dict([said])
-    return {role: release for role, release in found.items() if release is not None}
+    now = read_standing(inspection.records(settings, "models"))
+    found = (release for release in (now.champion, now.challenger) if release is not None)
+    return {release.role: release for release in found}
 
 
 def champion_of(settings: Settings) -> Release | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from adapters.types import ModelConfig
-from export.bundle import Bundle
+from export.bundle import MANIFEST_FILE, Bundle, read_manifest
 from stream import bundles, log
 from stream.errors import BundleError
 from stream.releases import ModelRef
@@ -142,6 +142,15 @@ class ModelCache:
         for path in self._folder.iterdir():
             if path.is_dir() and path.name not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def encoders(self) -> set[str]:
+        """The sha of every encoder that is here."""
+        with bundles.refusals():
+            found = [
+                read_manifest(path.read_bytes(), str(path))
+                for path in self._folder.glob(f"*/{MANIFEST_FILE}")
+            ]
+        return {manifest.encoder.sha for manifest in found}
 
     def _read(self) -> _Kept | None:
         try:

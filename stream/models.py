@@ -81,22 +81,28 @@ class Models:
         executor: Executor,
         metrics: Metrics,
         cache: ModelCache | None = None,
+        tidy: Callable[[set[str]], object] = lambda versions: None,
         refused: Refusal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`roles` serve until the end of `models` is read; `refused` is a champion that did not."""
+        """`roles` serve until the end of `models` is read; `refused` is a champion that did not.
+
+        `tidy` is told in another thread which versions are wanted, to let go of others.
+        """
         self._settings = settings
         self._tail = tail
         self._preparer = preparer
         self._executor = executor
         self._metrics = metrics
         self._cache = cache
+        self._tidy = tidy
         self._clock = clock
         self._roles = roles
         self._signals = roles.champion.serving.signals
         self._ready = {model.version: model for model in roles.models()}
         self._wanted: dict[Role, Release] = {}
         self._refused: dict[Role, Refusal] = {} if refused is None else {"champion": refused}
+        metrics.models_refused.inc(len(self._refused))
         self._job: _Job | None = None
         self._held = 0.0  # seconds that the loop has waited for the model on its way
         self._closing = threading.Event()
@@ -118,6 +124,14 @@ class Models:
         self._go_on()
         self._begin()
         return self._swap()
+
+    def settled(self) -> bool:
+        """Whether what serves is what is wanted: else users would be moved back and forth."""
+        wanted, shares = self._wanted, self._roles.shares()
+        served = all(release.version in shares for release in wanted.values())
+        champion = wanted.get("champion")
+        right = champion is None or champion.version == self._roles.champion.version
+        return self._tail.caught_up() and served and right
 
     def close(self) -> None:
         """Give up what is under way and wait until nothing of it runs."""
@@ -211,7 +225,6 @@ class Models:
         else:
             self._join(job, job.made)
 
-    @torch.inference_mode()
     def _join(self, job: _Job, made: Made) -> None:
         """Beside the others, with what came meanwhile, in several turns where that is much."""
         if job.serving is None and job.rows is not None:
@@ -220,7 +233,8 @@ class Models:
         made.table.upsert(now)
         if job.serving is None or job.missed:
             return
-        job.serving.prepared()  # or else the next batch would wait for it
+        with torch.inference_mode():
+            job.serving.prepared()  # or else the next batch would wait for it
         self._ready[job.serving.version] = ServedModel(self._settings, job.serving, self._clock)
         self._job = None
         phases = {f"{name}_s": round(s, 3) for name, s in made.seconds.items()}
@@ -274,7 +288,7 @@ class Models:
         config = champion.serving.meta.config
         self._cache.served(champion.version, Terms.of(config, self._signals.since))
         in_use = {*self._ready, *(release.version for release in self._wanted.values())}
-        self._executor.submit(self._cache.tidy, in_use)
+        self._executor.submit(self._tidy, in_use)
 
 
 def readable(record: Record) -> tuple[Role, Release | None] | None:

@@ -123,9 +123,14 @@ class Pipeline:
             self._publish_cold(outcome)
         return outcome
 
-    def sweep(self, stores: dict[int, PartitionStore], *, busy: bool = False) -> Outcome:
-        """What follows from no record, see `stream.sweeps`; `busy` says that batches are full."""
-        outcome = self._sweeps.next(stores, busy=busy)
+    def sweep(
+        self, stores: dict[int, PartitionStore], *, busy: bool = False, settled: bool = True
+    ) -> Outcome:
+        """What follows from no record, see `stream.sweeps`.
+
+        `busy` says that batches are full, `settled` that no other model is wanted.
+        """
+        outcome = self._sweeps.next(stores, busy=busy, settled=settled)
         if outcome.messages:
             self._begin()
         return outcome

@@ -110,7 +110,6 @@ class Preparer:
         self._read_items = read_items
         self._threads = threads
 
-    @torch.inference_mode()
     def make(self, ref: ModelRef, terms: Terms, unwanted: Callable[[], bool]) -> Made:
         """The model of a release. Raises `BundleError`, `Unwanted` and what reading raises."""
         torch.set_num_threads(self._threads)  # counted apart for every thread

@@ -58,10 +58,14 @@ class Serving:
         return np.where(events.mask, self.table.rows_of(events.items), -1)
 
     def block(self, events: Events, rows: Rows) -> Block:
-        """Events [n, t] as tensors on the model's device; `rows` are theirs."""
+        """Events [n, t] as tensors on the model's device; `rows` are theirs.
+
+        Actions that a model after this one has added, before a rollback, are unknown ones here.
+        """
+        actions = np.minimum(events.actions.astype(np.int64), len(self.meta.config.actions))
         return Block(
             items=torch.from_numpy(rows),
-            actions=torch.from_numpy(events.actions.astype(np.int64)),
+            actions=torch.from_numpy(actions),
             values=torch.from_numpy(events.values),
             times=torch.from_numpy(events.times / MILLISECONDS),
             mask=torch.from_numpy(events.mask),

@@ -372,6 +372,11 @@ class Stores:
             self._vectors = VectorCache(self._folder, encoder, self._shared)
         return self._vectors.of(encoder)
 
+    def keep_vectors(self, encoders: Collection[str]) -> None:
+        """Let go of item vectors of encoders other than these."""
+        if self._vectors is not None:
+            self._vectors.keep(encoders)
+
     def close(self) -> None:
         """Close what is still open and let go of the folder."""
         for store in self._stores.values():

@@ -59,11 +59,16 @@ class Sweeps:
 
     # -- a turn -------------------------------------------------------------------------------
 
-    def next(self, stores: Mapping[int, PartitionStore], *, busy: bool) -> Outcome:
-        """What is due now, often nothing; `busy` says that batches are full."""
+    def next(
+        self, stores: Mapping[int, PartitionStore], *, busy: bool, settled: bool = True
+    ) -> Outcome:
+        """What is due now, often nothing.
+
+        `busy` says that batches are full, `settled` that no other model is wanted.
+        """
         outcome = Outcome()
         self._expire(stores, outcome)
-        if not outcome.messages:  # or else a user might be in both
+        if settled and not outcome.messages:  # or else a user might be in both
             due = self._refresher.next(busy=busy)
             if due is not None and due.names:
                 self._refresh(due, outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,22 @@ class VectorCache:
         other = copy(self)
         other._encoder = _prefix(encoder)
         return other
+
+    def keep(self, encoders: Collection[str]) -> None:
+        """Let go of the vectors of all other encoders."""
+        wanted, at = {_prefix(encoder) for encoder in encoders}, b""
+        with translated(self._path):
+            while (key := self._first_from(at)) is not None:
+                prefix = key[: key.index(b":") + 1]
+                at = prefix[:-1] + b";"  # the byte after the colon
+                if prefix not in wanted:
+                    self._db.delete_range(prefix, at)
+
+    def _first_from(self, key: bytes) -> bytes | None:
+        found = self._db.iter()
+        found.seek(key)
+        first: bytes | None = found.key() if found.valid() else None
+        return first
 
     def close(self) -> None:
         """Let go of the files. May be called twice."""

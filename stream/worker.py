@@ -211,8 +211,9 @@ class Worker:
 
     def _sweep(self, *, busy: bool) -> None:
         """A transaction that follows from no record; `busy` says that the last batch was full."""
-        began = time.perf_counter()
-        outcome = self._pipeline.sweep(self._partitions.stores(), busy=busy)
+        began, settled = time.perf_counter(), self._models is None or self._models.settled()
+        stores = self._partitions.stores()
+        outcome = self._pipeline.sweep(stores, busy=busy, settled=settled)
         if outcome.messages:
             self._transact(outcome, Batch(), began)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -70,3 +71,15 @@ def version_not_checked() -> None:
         return new
 
     learning.user_state.stamp = faulty  # type: ignore[assignment]
+
+
+def refresh_keeps_version() -> None:
+    """Gives the list after a change of the model the version that the user has already."""
+    refreshed = learning.Learner.refreshed
+
+    def faulty(self: learning.Learner, stored: Sequence[bytes]) -> Records:
+        new = refreshed(self, stored)
+        new["state_version"] -= np.uint64(1)
+        return new
+
+    learning.Learner.refreshed = faulty  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from stream.murmur2 import partition_of
 from tests.chaos import faults
 from tests.chaos.checker import Verdict, check, read
 from tests.chaos.process import Plan, Sabotage, WorkerProcess
-from tests.integration.world import FILMS, Topics, eventually
+from tests.integration.world import FILMS, Topics, eventually, save_bundle
 
 PARTITIONS = 2
 TTL_S = 5.0
@@ -127,6 +127,26 @@ def test_the_same_crashes_of_a_sound_worker_leave_nothing(scene: Scene, point: s
     verdict = killed_at(scene, point, None)
     assert verdict.clean, verdict
     assert (verdict.events, verdict.users) == (66, 61)
+
+
+@pytest.mark.parametrize("fault", [faults.refresh_keeps_version, None])
+def test_a_version_given_twice_by_a_change_of_the_model_is_found(
+    scene: Scene, tmp_path: Path, fault: Sabotage | None
+) -> None:
+    """Lists that no event caused are looked at, too, and are no fault by themselves."""
+    save_bundle(tmp_path, Settings(), seed=9)
+    with scene.worker() as worker:
+        worker.start(None, fault)
+        scene.crowd(10)
+        eventually(scene.caught_up, worker.text)
+        version = scene.topics.release(tmp_path / "bundle")
+
+        def moved() -> bool:
+            return scene.topics.lists("always")[-1]["model_version"] == version
+
+        eventually(moved, worker.text)
+        verdict = scene.verdict()
+    assert bool(verdict.regressions) == (fault is not None), verdict
 
 
 @pytest.mark.parametrize("fault", [faults.sweep_without_offsets, None])

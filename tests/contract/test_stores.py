@@ -383,3 +383,16 @@ def test_two_encoders_share_the_files_of_a_cache(cache: Callable[[str], VectorCa
     other.join()
     for found, value in ((one.get_many(hashes), 1.0), (two.get_many(hashes), 2.0)):
         assert all(v is not None and v.tolist() == [value] * 3 for v in found)
+
+
+def test_vectors_of_encoders_that_serve_no_more_go(cache: Callable[[str], VectorCache]) -> None:
+    """Those that are named stay, for all others the texts would be encoded anew."""
+    hashes = np.array([0, 5, 2**64 - 1], np.uint64)
+    one = cache("a1")
+    for encoder in ("a0", "a1", "a2", "b" * 64):
+        one.of(encoder).put_many(hashes, np.ones((3, 2), np.float16))
+    one.keep(["a1", "b" * 64])
+    for encoder, there in (("a0", False), ("a1", True), ("a2", False), ("b" * 64, True)):
+        assert all((v is not None) == there for v in one.of(encoder).get_many(hashes))
+    one.keep([])
+    assert one.get_many(hashes) == [None] * 3

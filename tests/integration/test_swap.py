@@ -9,11 +9,13 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from typer.testing import CliRunner
 
 from stream import checkpoints
 from stream.checkpoints import SWEEP
@@ -119,6 +121,52 @@ def test_a_challenger_serves_its_share_until_it_is_withdrawn(
         place.settle(worker)
         assert all_by(place, champion)
         finish(place, worker)
+
+
+def test_a_worker_that_does_not_follow_serves_its_bundle(
+    place: Site, bundle: Path, models: list[Path]
+) -> None:
+    """With model.follow off the champion changes nothing."""
+    place.topics.release(models[0])
+    with place.worker("fixed") as worker:
+        model = worker.settings.model.model_copy(update={"follow": False})
+        worker.settings = worker.settings.model_copy(update={"model": model})
+        worker.start()
+        place.act()
+        place.settle(worker)
+        eventually(lambda: worker.ready(), worker.text)
+        assert served(worker) == {}
+        configured = orjson.loads(read(bundle))["version"]
+        assert all_by(place, configured)
+        finish(place, worker)
+
+
+def command(place: Site, name: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of a command on these topics."""
+    kafka = place.settings.kafka
+    where = ["-b", kafka.bootstrap_servers, "--prefix", kafka.prefix]
+    app = import_module(f"stream.commands.{name}").app
+    result = CliRunner().invoke(app, [*arguments, *where])
+    return result.exit_code, result.output
+
+
+def test_commands_look_at_the_champion(place: Site, models: list[Path]) -> None:
+    """Without --bundle they take what workers serve; versions that a sweep raised are no fault."""
+    with place.worker() as worker:
+        worker.start()
+        version = place.topics.release(models[1])
+        place.act()
+        place.settle(worker)
+        eventually(lambda: all_by(place, version), worker.text)
+        finish(place, worker)
+    code, text = command(place, "inspect", "user-1", "--json")
+    assert code == 0
+    assert orjson.loads(text)["model_version"] == version
+    code, text = command(place, "explain", "user-1")
+    assert code == 0, text
+    assert version in text
+    code, text = command(place, "replay", "--from-events", "--no-adapters")
+    assert code == 0, text
 
 
 # -- bundles that are bad -----------------------------------------------------------------------
@@ -230,12 +278,16 @@ def test_a_crash_while_the_model_changes(place: Site, models: list[Path], point:
         place.settle(worker)
         now = served(worker)["champion"]
         assert worker.terminate() == 0
-        worker.start(Plan(point=point))
-        place.act()
-        place.settle(worker)
+        worker.start(Plan(point=point, commits=3))  # later than the first lists for unseen users
+        for _ in range(3):
+            place.act()
+            place.settle(worker)
         other = next(b for b in models if now not in str(orjson.loads(read(b))["version"]))
         version = place.topics.release(other)
-        place.act_until(worker)
+        if point.startswith(SWEEP):  # who acts is not left to the sweep
+            eventually(lambda: not worker.alive, worker.text)
+        else:
+            place.act_until(worker)
         assert worker.join() == -signal.SIGKILL, worker.text()
         assert worker.lines("sabotage")
         worker.start()

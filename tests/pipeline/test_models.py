@@ -147,6 +147,35 @@ def test_items_that_come_while_a_model_is_prepared_are_ranked_by_it(world: Memor
     assert world.pipeline.items() == len(FILMS)
 
 
+def test_items_go_on_changing_after_a_swap(world: MemoryWorld) -> None:
+    """New, changed and deleted items reach the model that was swapped in."""
+    world.release("test-2")
+    world.run()
+    world.send_item(item("new", "Night of the Haunted House again", category=["Horror"]))
+    world.send_item(item("c1", "Merry Wedding Party once more", category=["Comedy"]))
+    world.delete_item("h2")
+    world.run()
+    world.click("ada", "h1", after=7_200)
+    world.run()
+    table = world.pipeline.roles.champion.serving.table
+    assert world.pipeline.items() == len(FILMS)
+    assert table.titles[table.row("c1")] == "Merry Wedding Party once more"
+    assert "h2" not in world.ranked("ada")
+
+
+def test_a_rollback_to_a_model_that_knows_fewer_actions(world: MemoryWorld) -> None:
+    """Records with actions that were added meanwhile can still be rebuilt."""
+    fewer = tuple(world.settings.messages.actions)[:2]
+    world.offer("older", other_model(actions=fewer))
+    world.click("ada", "h1", action="purchase")
+    world.run()
+    world.release("older")
+    world.run()
+    world.click("ada", "h2")
+    world.run()
+    assert (version(world, "ada"), world.lists()["ada"]["shots"]) == ("older", 2)
+
+
 def test_users_of_a_model_of_other_dimensions_are_rebuilt(world: MemoryWorld) -> None:
     """Counts and what was seen go on; the adapter is made anew from the support set."""
     world.click("ada", "h1")

@@ -160,3 +160,18 @@ def test_a_forgotten_user_is_not_brought_back(world: MemoryWorld) -> None:
     world.forget("ada")
     world.run(20)
     assert world.lists()["ada"] is None
+
+
+def test_nobody_is_moved_back_while_another_model_is_wanted(world: MemoryWorld) -> None:
+    """A worker that still prepares the champion leaves users whom others have moved already."""
+    world.release("test-2")
+    world.run(20)
+    moved = world.lists()["ada"]
+    world.executor.held = True
+    world.start("test-1")
+    world.run(20)
+    assert world.lists()["ada"] == moved
+    world.executor.held = False
+    world.executor.let_go()
+    world.run(20)
+    assert world.lists()["ada"] == moved
