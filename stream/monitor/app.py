@@ -73,6 +73,7 @@ class _Thread(kafka_driver.AIOKafkaConsumerThread):
             session_timeout_ms=kafka.session_timeout_ms,
             heartbeat_interval_ms=max(100, min(3_000, kafka.session_timeout_ms // 3)),
             fetch_max_wait_ms=200,
+            retry_backoff_ms=500,
             **client_options(kafka.properties),
         )
 
