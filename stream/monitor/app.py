@@ -43,6 +43,10 @@ from stream.ports import Record
 _log = log.get("monitor")
 
 TICK_S = 1.0
+
+COMMIT_S = 1.0
+"""Seconds between two commits of what was read: about so much is read again after a kill."""
+
 HUNG_S = 60.0
 """After so long without a tick `/healthz` says that the monitor hangs."""
 
@@ -173,6 +177,7 @@ class Application:
             settings.kafka.prefix + settings.monitor.group,
             loop=self._loop,
             broker=[f"kafka://{server}" for server in settings.kafka.bootstrap_servers.split(",")],
+            broker_commit_interval=COMMIT_S,
             datadir=str(Path(settings.monitor.dir) / "faust"),
             store="memory://",
             topic_allow_declare=False,

@@ -85,6 +85,21 @@ class Stage:
             found = admin.end_offsets(admin.partitions(kafka.topic("recommendations")))
         return sum(found.values())
 
+    def committed(self, monitor: Monitor) -> set[str]:
+        """Topics of which the monitor has committed every partition that holds something."""
+        kafka = self.settings.kafka
+        with Admin(kafka) as admin:
+            done = admin.committed(kafka.prefix + monitor.settings.monitor.group)
+            held = {
+                role: admin.end_offsets(admin.partitions(kafka.topic(role)))
+                for role in ("events", "recommendations")
+            }
+        return {
+            role
+            for role, ends in held.items()
+            if all(tp in done for tp, end in ends.items() if end)
+        }
+
     def act(self, *users: str, item: str = "i1") -> None:
         """Each user clicks on an item, a moment after the lists."""
         self.topics.send(*(click(user, item, time.time()) for user in users))
@@ -131,6 +146,7 @@ def test_a_killed_monitor_goes_on_where_it_was(stage: Stage) -> None:
         stage.publish(*users)
         stage.act(*users)
         eventually(lambda: monitor.figure("strategy", "adapted").get("hits") == 12, monitor.log)
+        eventually(lambda: stage.committed(monitor) >= {"events", "recommendations"}, monitor.log)
         monitor.kill()
         stage.publish(*users)
         stage.act(*users, item="i2")
