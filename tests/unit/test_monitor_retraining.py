@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import jsonschema
 import msgspec
 import pytest
+import typer
 import yaml
 
+from stream.cli import COMMANDS
 from stream.config import Settings, load
 from stream.errors import ConfigError
 from stream.message_encoding import schema
@@ -259,3 +263,13 @@ def test_a_crontab_that_is_none_is_refused(schedule: str) -> None:
     with pytest.raises(ConfigError, match=r"monitor\.retrain_cron.*five fields"):
         check_cron(schedule)
     check_cron("*/5 3 * * mon-fri")
+
+
+def test_the_default_command_is_one_that_this_version_has() -> None:
+    """Every command and option of `monitor.retrain_command` exists: the first run can work."""
+    for part in Settings().monitor.retrain_command.split("&&"):
+        program, command, *arguments = shlex.split(part)
+        assert (program, command in COMMANDS) == ("innerloop", True)
+        module = import_module(f"stream.commands.{command}")
+        known = {flag for p in typer.main.get_command(module.app).params for flag in p.opts}
+        assert {a for a in arguments if a.startswith("--")} <= known
