@@ -25,7 +25,7 @@ from stream.monitor.alarms import remedy
 from stream.monitor.app import check_cron
 from stream.monitor.processes import Processes
 from stream.monitor.retraining import GRACE_S, Retraining
-from stream.monitor.runs import KEY, Run, decode, encode, in_the_way
+from stream.monitor.runs import FAILED, KEY, Run, decode, encode, in_the_way
 from stream.ports import Record
 from tests.unit.monitoring import DAY
 
@@ -132,6 +132,16 @@ def test_a_run_that_fails_says_what_to_do_next(place: Place) -> None:
     assert (run.status, run.exit_code, run.verdict) == ("failed", 4, "no events")
     assert run.log in remedy(run)
     assert "the workers serve the model that they had" in remedy(run)
+
+
+def test_a_refusal_of_the_gate_is_no_failure(place: Place) -> None:
+    """The exit code of `innerloop promote` for it is an outcome of its own, without an alarm."""
+    retraining = place.retraining("echo 'innerloop: The gate refused the model.'; exit 9")
+    retraining.begin()
+    run = place.ended(retraining)
+    assert (run.status, run.exit_code) == ("refused", 9)
+    assert retraining.outcomes == {"refused": 1}
+    assert run.status not in FAILED
 
 
 def test_the_command_gets_the_monitors_settings_and_a_folder(place: Place) -> None:
@@ -267,7 +277,9 @@ def test_a_crontab_that_is_none_is_refused(schedule: str) -> None:
 
 def test_the_default_command_is_one_that_this_version_has() -> None:
     """Every command and option of `monitor.retrain_command` exists: the first run can work."""
-    for part in Settings().monitor.retrain_command.split("&&"):
+    *parts, cleaning = Settings().monitor.retrain_command.split("&&")
+    assert cleaning.split() == ["rm", "-r", "{run}/bundle"]
+    for part in parts:
         program, command, *arguments = shlex.split(part)
         assert (program, command in COMMANDS) == ("innerloop", True)
         module = import_module(f"stream.commands.{command}")
