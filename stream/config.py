@@ -364,7 +364,7 @@ class Monitor(Section):
     )
     retrain_command: str = Field(
         "innerloop train --from-kafka --window 30d --out {run}/bundle"
-        " && innerloop promote {run}/bundle --from-kafka",
+        " && innerloop promote {run}/bundle --from-kafka && rm -r {run}/bundle",
         description="of a shell, with the monitor's settings; `{run}` is a new folder of the run",
     )
     retrain_timeout_hours: float = Field(

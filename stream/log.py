@@ -6,7 +6,10 @@ The idea of a canonical log line (everything about one unit of work on one line)
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -41,6 +44,37 @@ def configure(settings: Log) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+_LINES = 1_000
+"""Different lines that are remembered."""
+
+
+class Seldom(logging.Filter):
+    """Lets a line of these loggers through once in a while, whatever it names.
+
+    Some clients tell of a broker that is away twenty times a second, for as long as it is.
+    """
+
+    def __init__(
+        self,
+        loggers: Sequence[str],
+        every_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._loggers, self._every_s, self._clock = tuple(loggers), every_s, clock
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        if not record.name.startswith(self._loggers):
+            return True
+        now, line = self._clock(), str(record.msg)
+        due = now - self._said.get(line, -math.inf) >= self._every_s
+        if due:
+            self._said = {**self._said, line: now} if len(self._said) < _LINES else {line: now}
+        return due
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

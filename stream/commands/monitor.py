@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 _CHATTY = ("faust", "mode", "aiokafka", "stream.monitor.app")
-"""Loggers that tell of every part that starts."""
+"""Loggers that tell of every part that starts, and of every attempt that fails."""
 
 
 @app.command(epilog="Example: innerloop monitor --port 6066 --set monitor.retrain_cron='0 3 * * *'")
@@ -52,9 +52,17 @@ def monitor(
         monitor__port=port,
     )
     if settings.log.level != "debug":
-        for name in _CHATTY:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        _quieten()
     _watch(settings)
+
+
+def _quieten() -> None:
+    from stream.log import Seldom
+
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Seldom(_CHATTY))
 
 
 def _watch(settings: Settings) -> None:

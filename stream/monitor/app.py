@@ -43,6 +43,10 @@ from stream.ports import Record
 _log = log.get("monitor")
 
 TICK_S = 1.0
+
+COMMIT_S = 1.0
+"""Seconds between two commits of what was read: about so much is read again after a kill."""
+
 HUNG_S = 60.0
 """After so long without a tick `/healthz` says that the monitor hangs."""
 
@@ -73,6 +77,7 @@ class _Thread(kafka_driver.AIOKafkaConsumerThread):
             session_timeout_ms=kafka.session_timeout_ms,
             heartbeat_interval_ms=max(100, min(3_000, kafka.session_timeout_ms // 3)),
             fetch_max_wait_ms=200,
+            retry_backoff_ms=500,
             **client_options(kafka.properties),
         )
 
@@ -172,6 +177,7 @@ class Application:
             settings.kafka.prefix + settings.monitor.group,
             loop=self._loop,
             broker=[f"kafka://{server}" for server in settings.kafka.bootstrap_servers.split(",")],
+            broker_commit_interval=COMMIT_S,
             datadir=str(Path(settings.monitor.dir) / "faust"),
             store="memory://",
             topic_allow_declare=False,

@@ -26,7 +26,7 @@ _COUNTED = {
 }
 """Field of `Sums` -> name and meaning."""
 
-OUTCOMES: tuple[Status, ...] = ("succeeded", *FAILED)
+OUTCOMES: tuple[Status, ...] = ("succeeded", "refused", *FAILED)
 
 
 class Totals(Collector):

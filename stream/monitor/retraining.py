@@ -14,6 +14,7 @@ import yaml
 
 from stream import log
 from stream.config import Settings
+from stream.errors import GateRefused
 from stream.monitor.alarms import remedy
 from stream.monitor.processes import LOG, Processes
 from stream.monitor.runs import FAILED, Run, Status
@@ -120,10 +121,9 @@ class Retraining:
 
     def _finish(self, run: Run) -> None:
         ended = self._processes.ended(run.run)
-        status = "succeeded" if ended.exit_code == 0 else "failed"
         done = msgspec.structs.replace(
             run,
-            status="timed_out" if self._asked_at is not None else status,
+            status="timed_out" if self._asked_at is not None else _status(ended.exit_code),
             finished_at=int(1000 * self._clock()),
             exit_code=ended.exit_code,
             verdict=ended.verdict,
@@ -132,6 +132,12 @@ class Retraining:
         self._mine, self.newest = None, done
         self.outcomes[done.status] += 1
         _report(done)
+
+
+def _status(exit_code: int | None) -> Status:
+    if exit_code == GateRefused.exit_code:
+        return "refused"
+    return "succeeded" if exit_code == 0 else "failed"
 
 
 def _report(run: Run) -> None:

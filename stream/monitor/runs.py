@@ -25,7 +25,8 @@ SCHEMA_VERSION = 1
 KEY = b"newest"
 """Of the one record that the topic keeps."""
 
-Status = Literal["running", "succeeded", "failed", "timed_out"]
+Status = Literal["running", "succeeded", "refused", "failed", "timed_out"]
+"""`refused`: the gate has kept the champion, which is what it is for."""
 
 SAME_MINUTE_MS = 55_000
 

@@ -16,7 +16,8 @@ import orjson
 import pytest
 
 from stream import topics
-from stream.config import Settings
+from stream.config import Settings, load
+from stream.embedded_kafka import EmbeddedKafka
 from stream.kafka.admin import Admin
 from stream.kafka.producer import TransactionalProducer
 from stream.message_encoding import encode_recommendation
@@ -85,6 +86,21 @@ class Stage:
             found = admin.end_offsets(admin.partitions(kafka.topic("recommendations")))
         return sum(found.values())
 
+    def committed(self, monitor: Monitor) -> set[str]:
+        """Topics of which the monitor has committed every partition that holds something."""
+        kafka = self.settings.kafka
+        with Admin(kafka) as admin:
+            done = admin.committed(kafka.prefix + monitor.settings.monitor.group)
+            held = {
+                role: admin.end_offsets(admin.partitions(kafka.topic(role)))
+                for role in ("events", "recommendations")
+            }
+        return {
+            role
+            for role, ends in held.items()
+            if all(tp in done for tp, end in ends.items() if end)
+        }
+
     def act(self, *users: str, item: str = "i1") -> None:
         """Each user clicks on an item, a moment after the lists."""
         self.topics.send(*(click(user, item, time.time()) for user in users))
@@ -131,6 +147,7 @@ def test_a_killed_monitor_goes_on_where_it_was(stage: Stage) -> None:
         stage.publish(*users)
         stage.act(*users)
         eventually(lambda: monitor.figure("strategy", "adapted").get("hits") == 12, monitor.log)
+        eventually(lambda: stage.committed(monitor) >= {"events", "recommendations"}, monitor.log)
         monitor.kill()
         stage.publish(*users)
         stage.act(*users, item="i2")
@@ -147,6 +164,27 @@ def test_a_killed_monitor_goes_on_where_it_was(stage: Stage) -> None:
         code, seconds = monitor.terminate()
     assert taken_over < PATIENCE / 2
     assert (code, seconds < 10.0) == (0, True)
+
+
+def test_the_monitor_outlives_the_only_broker(prefix: str, tmp_path: Path) -> None:
+    """While none answers its pages do, with the trouble, told seldom; then figures come again."""
+    with EmbeddedKafka() as kafka:
+        changes = {"kafka.bootstrap_servers": kafka.bootstrap_servers, "kafka.prefix": prefix}
+        settings = load(None, {**changes, "kafka.partitions": 2})
+        topics.create(settings)
+        stage = Stage(settings, Topics(settings), tmp_path)
+        users = [f"u{n}" for n in range(8)]
+        with closing(stage.topics), stage.monitor() as monitor:
+            monitor.wait_until_ready()
+            kafka.kill(1)
+            eventually(lambda: monitor.status()["trouble"], monitor.log)
+            assert monitor.get("/healthz")[0] == 200
+            kafka.restart(1)
+            stage.publish(*users)
+            stage.act(*users)
+            eventually(lambda: hits(monitor) == 8, monitor.log)
+            eventually(lambda: not monitor.status()["trouble"], monitor.log, 2 * PATIENCE)
+            assert len(monitor.log().splitlines()) < 60
 
 
 def test_lag_is_told_while_no_worker_runs(stage: Stage, bundle: Path) -> None:

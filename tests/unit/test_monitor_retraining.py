@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import jsonschema
 import msgspec
 import pytest
+import typer
 import yaml
 
+from stream.cli import COMMANDS
 from stream.config import Settings, load
 from stream.errors import ConfigError
 from stream.message_encoding import schema
@@ -21,7 +25,7 @@ from stream.monitor.alarms import remedy
 from stream.monitor.app import check_cron
 from stream.monitor.processes import Processes
 from stream.monitor.retraining import GRACE_S, Retraining
-from stream.monitor.runs import KEY, Run, decode, encode, in_the_way
+from stream.monitor.runs import FAILED, KEY, Run, decode, encode, in_the_way
 from stream.ports import Record
 from tests.unit.monitoring import DAY
 
@@ -128,6 +132,16 @@ def test_a_run_that_fails_says_what_to_do_next(place: Place) -> None:
     assert (run.status, run.exit_code, run.verdict) == ("failed", 4, "no events")
     assert run.log in remedy(run)
     assert "the workers serve the model that they had" in remedy(run)
+
+
+def test_a_refusal_of_the_gate_is_no_failure(place: Place) -> None:
+    """The exit code of `innerloop promote` for it is an outcome of its own, without an alarm."""
+    retraining = place.retraining("echo 'innerloop: The gate refused the model.'; exit 9")
+    retraining.begin()
+    run = place.ended(retraining)
+    assert (run.status, run.exit_code) == ("refused", 9)
+    assert retraining.outcomes == {"refused": 1}
+    assert run.status not in FAILED
 
 
 def test_the_command_gets_the_monitors_settings_and_a_folder(place: Place) -> None:
@@ -259,3 +273,15 @@ def test_a_crontab_that_is_none_is_refused(schedule: str) -> None:
     with pytest.raises(ConfigError, match=r"monitor\.retrain_cron.*five fields"):
         check_cron(schedule)
     check_cron("*/5 3 * * mon-fri")
+
+
+def test_the_default_command_is_one_that_this_version_has() -> None:
+    """Every command and option of `monitor.retrain_command` exists: the first run can work."""
+    *parts, cleaning = Settings().monitor.retrain_command.split("&&")
+    assert cleaning.split() == ["rm", "-r", "{run}/bundle"]
+    for part in parts:
+        program, command, *arguments = shlex.split(part)
+        assert (program, command in COMMANDS) == ("innerloop", True)
+        module = import_module(f"stream.commands.{command}")
+        known = {flag for p in typer.main.get_command(module.app).params for flag in p.opts}
+        assert {a for a in arguments if a.startswith("--")} <= known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from prometheus_client.exposition import generate_latest
 
 from stream.config import Monitor
 from stream.errors import ConfigError, StateError
+from stream.log import Seldom
 from stream.monitor import control
 from stream.monitor.alarms import Alarm, Readings, alarms
 from stream.monitor.lags import GroupLag, Lag
@@ -240,6 +242,23 @@ def test_the_json_says_what_it_is_about() -> None:
     assert found["retraining"]["exit_code"] == 4
     assert found["learning"]["interval"][0] < found["learning"]["interval"][1]
     assert found["at"].startswith("2026-03-01T12:00:10")
+
+
+def test_the_same_trouble_is_told_once_a_minute() -> None:
+    """Lines that differ in what they name alone are the same; other loggers are left alone."""
+    now = [0.0]
+    seldom = Seldom(["aiokafka"], 60.0, lambda: now[0])
+
+    def told(name: str, line: str) -> bool:
+        record = logging.LogRecord(name, logging.ERROR, "", 0, line, (now[0],), None)
+        return seldom.filter(record)
+
+    assert told("aiokafka.conn", "no broker %s")
+    assert not told("aiokafka.conn", "no broker %s")
+    assert told("aiokafka.conn", "no group %s")
+    assert all(told("worker", "no broker %s") for _ in range(2))
+    now[0] = 60.0
+    assert told("aiokafka.conn", "no broker %s")
 
 
 def test_a_folder_serves_one_monitor(tmp_path: Path) -> None:
