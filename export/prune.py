@@ -259,9 +259,10 @@ def _epoch(
         for leaf in lesson.group.leaves:
             leaf.grad = None
         loss.backward()
-        share = max((epoch + step / total) / how.epochs, 1 - _left(began, how) / how.budget_s)
+        of_time = 1 - _left(began, how) / how.budget_s
+        share = min(max((epoch + step / total) / how.epochs, of_time), 1.0)
         adamw.descend([lesson.group], how.learning_rate * (1 + np.cos(np.pi * share)) / 2)
-        progress(min(share, 1.0), f"loss {loss.item():.4f}")
+        progress(share, f"loss {loss.item():.4f}")
         if share >= 1:
             return
 

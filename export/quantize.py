@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,33 +133,79 @@ def feeds(files: EncoderFiles, texts: Sequence[str], size: int = 32) -> Iterator
 # -- a scale for every token --------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """What goes into a product, made fit for bytes, and the weights that go with it."""
+
+    nodes: Sequence[Any]
+    x: str
+    sizes: str  # the largest of these in a token becomes the token's scale
+    weight: NDArray[np.float32]  # [inputs, outputs]
+    shift: float  # x is the input plus this
+    levels: int  # bytes above `zero`
+    zero: int  # the byte that means 0
+
+
 def _product(model: Any, linear: Linear, largest: NDArray[np.float32]) -> Iterator[Any]:
-    """Nodes in place of x @ weight + bias: x / its largest value a token, in 8 bits, and back."""
-    name, x, weight, bias = linear.name, linear.source, linear.weight, linear.bias
-    if positive := name.endswith(".down"):
-        shift = constant(model, f"{name}.shift", GELU_FLOOR)
-        yield node("Add", [x, shift], f"{name}.shifted")
-        x = f"{name}.shifted"
-    else:
-        even = _smoothing(largest, weight)
-        weight = weight * even[:, None]
-        yield node("Mul", [x, constant(model, f"{name}.even", 1 / even)], f"{name}.evened")
-        yield node("Abs", [f"{name}.evened"], f"{name}.sizes")
-        x = f"{name}.evened"
-    scales = np.abs(weight).max(0).clip(1e-12) / _LEVELS  # [outputs]
-    rounded = np.rint(weight / scales).astype(np.int8)
-    if positive:
-        bias = bias - GELU_FLOOR * (rounded * scales).sum(0)
+    """Nodes in place of x @ weight + bias: x over its token's scale, in 8 bits, and back."""
+    positive = linear.name.endswith(".down")
+    entry = _shifted(model, linear) if positive else _evened(model, linear, largest)
+    yield from entry.nodes
+    yield from _in_bytes(model, linear.name, entry)
+    yield from _multiplied(model, linear, entry)
+
+
+def _shifted(model: Any, linear: Linear) -> _Entry:
+    """GELU's outputs, shifted until none is negative."""
+    x = f"{linear.name}.shifted"
+    shift = constant(model, f"{linear.name}.shift", GELU_FLOOR)
+    return _Entry(
+        nodes=[node("Add", [linear.source, shift], x)],
+        x=x,
+        sizes=x,
+        weight=linear.weight,
+        shift=GELU_FLOOR,
+        levels=255,
+        zero=0,
+    )
+
+
+def _evened(model: Any, linear: Linear, largest: NDArray[np.float32]) -> _Entry:
+    """Inputs with their channels evened out, at the expense of the weights' rows."""
+    x, sizes = f"{linear.name}.evened", f"{linear.name}.sizes"
+    even = _smoothing(largest, linear.weight)
+    by = constant(model, f"{linear.name}.even", 1 / even)
+    return _Entry(
+        nodes=[node("Mul", [linear.source, by], x), node("Abs", [x], sizes)],
+        x=x,
+        sizes=sizes,
+        weight=linear.weight * even[:, None],
+        shift=0.0,
+        levels=_LEVELS,
+        zero=128,
+    )
+
+
+def _in_bytes(model: Any, name: str, entry: _Entry) -> Iterator[Any]:
+    """`NAME.bytes` and `NAME.scale`: a token's bytes, and what they were divided by."""
     axis = constant(model, f"{name}.axis", [-1], np.int64)
-    yield node("ReduceMax", [x if positive else f"{name}.sizes", axis], f"{name}.most")
+    yield node("ReduceMax", [entry.sizes, axis], f"{name}.most")
     yield node("Max", [f"{name}.most", constant(model, f"{name}.least", 1e-12)], f"{name}.scale")
-    yield node("Div", [x, f"{name}.scale"], f"{name}.unit")
-    step = constant(model, f"{name}.step", 1 / 255 if positive else 1 / _LEVELS)
-    zero = constant(model, f"{name}.zero", 0 if positive else 128, np.uint8)
+    yield node("Div", [entry.x, f"{name}.scale"], f"{name}.unit")
+    step = constant(model, f"{name}.step", 1 / entry.levels)
+    zero = constant(model, f"{name}.zero", entry.zero, np.uint8)
     yield node("QuantizeLinear", [f"{name}.unit", step, zero], f"{name}.bytes")
+
+
+def _multiplied(model: Any, linear: Linear, entry: _Entry) -> Iterator[Any]:
+    """The product in integers, scaled back; the bias takes the shift away again."""
+    name = linear.name
+    scales = np.abs(entry.weight).max(0).clip(1e-12) / _LEVELS  # [outputs]
+    rounded = np.rint(entry.weight / scales).astype(np.int8)
+    bias = linear.bias - entry.shift * (rounded * scales).sum(0)
     eight = constant(model, f"{name}.eight", rounded, np.int8)
     each = constant(model, f"{name}.scales", scales)
-    inputs = [f"{name}.bytes", eight, step, each, zero]
+    inputs = [f"{name}.bytes", eight, f"{name}.step", each, f"{name}.zero"]
     yield node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=CONTRIB)
     yield node("Mul", [f"{name}.product", f"{name}.scale"], f"{name}.scaled")
     yield node("Add", [f"{name}.scaled", constant(model, f"{name}.offset", bias)], linear.result)
@@ -166,8 +213,8 @@ def _product(model: Any, linear: Linear, largest: NDArray[np.float32]) -> Iterat
 
 def _smoothing(largest: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """What each input channel [inputs] is divided by, and its row of the weight multiplied with."""
-    tokens_, rows = largest.clip(1e-4), np.abs(weight).max(1).clip(1e-5)
-    even = tokens_**SMOOTHING / rows ** (1 - SMOOTHING)
+    inputs, rows = largest.clip(1e-4), np.abs(weight).max(1).clip(1e-5)
+    even = inputs**SMOOTHING / rows ** (1 - SMOOTHING)
     return np.asarray(even / np.exp(np.log(even).mean()), np.float32)
 
 

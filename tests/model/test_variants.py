@@ -19,6 +19,8 @@ from export.prune import Recovery, Shape
 from export.variants import VARIANTS, Workshop
 from tests.model.small_bert import TEXTS, small_bert
 
+NOUNS = ("spaceship", "wedding", "heist", "ghost", "river", "doctor", "winter", "violin", "dog")
+
 
 @pytest.fixture(scope="module")
 def small() -> Backbone:
@@ -49,6 +51,21 @@ def test_a_variant_keeps_the_limits_of_its_kind(shop: Workshop, small: Backbone,
     made = shop.make(VARIANTS[name])
     figures = parity.compare(backbone.encode(small, TEXTS).numpy(), encode(made.files))
     parity.require(figures, made.variant.kind)
+
+
+def test_the_real_encoder_keeps_its_neighbours_in_eight_bits(tmp_path: Path) -> None:
+    """MiniLM with a scale a token: nine of the ten nearest stay, in a third of the file."""
+    bert = backbone.load()
+    real = to_onnx.cached(bert)
+    titles = [f"{a} {b} {c}" for a in ("The", "A") for b in NOUNS for c in NOUNS]
+    made = Workshop(bert, real, titles[::2], tmp_path).make(VARIANTS["int8-tokens"])
+    judged = titles[1::2]
+    found = OnnxEncoder(made.files, device="cpu", threads=1).encode(judged)
+    figures = parity.compare(backbone.encode(bert, judged).numpy(), found)
+    assert figures.agreement > 0.9
+    assert figures.min_cosine is not None
+    assert figures.min_cosine > 0.99
+    assert made.files.model.stat().st_size < real.model.stat().st_size / 3
 
 
 def test_only_a_scale_a_token_leaves_texts_to_themselves(shop: Workshop) -> None:
