@@ -333,7 +333,7 @@ def _nll(
     scores = _exact(_best(interests, vectors[local[negatives].to(device)]))  # [m, C]
     if softmax.chances is not None:
         scores = scores - (softmax.size * softmax.chances[negatives]).log().to(device)
-    hidden = _seen(batch, negatives, softmax.rows) | (negatives == target[:, None])
+    hidden = episodes.seen_at(batch, softmax.rows)[:, negatives] | (negatives == target[:, None])
     if softmax.since is not None:
         hidden |= softmax.since[negatives] > batch.times[wanted][:, None]
     scores = scores.masked_fill(hidden.to(device), -math.inf)
@@ -383,18 +383,6 @@ def _uneven(scores: Tensor) -> Tensor:
     size = scores.shape[1]
     won = scores.argmax(1)[:, 0].bincount(minlength=size) / max(len(scores), 1)
     return size * (won * scores.softmax(1).mean((0, 2))).sum()
-
-
-def _seen(batch: Episodes, negatives: Tensor, rows: int) -> Tensor:
-    """Whether a negative has been seen at a place with a target: [m, C] bool."""
-    owner, slot = (batch.targets >= 0).nonzero(as_tuple=True)
-    before = (batch.seen_from[owner] <= batch.places[owner, slot][:, None]) & (
-        batch.seen[owner] >= 0
-    )
-    line, at = before.nonzero(as_tuple=True)
-    table = torch.zeros(len(owner), rows, dtype=torch.bool)
-    table[line, batch.seen[owner[line], at]] = True
-    return table[:, negatives]
 
 
 def _softmax(
