@@ -93,8 +93,8 @@ def pretrain(
 ) -> Pretrained:
     """Go on training `backbone`, whose weights stay as they are; it is moved to `device`.
 
-    Raises `ValueError` where fewer than `LEAST` items have a text, `BackboneError` where the
-    tokenizer has no [MASK].
+    Raises `ValueError` where fewer than `LEAST` items have a text or the losses are not finite,
+    `BackboneError` where the tokenizer has no [MASK].
     """
     corpus = _Corpus.of(backbone.tokenizer, texts)
     rng = np.random.default_rng(seed)
@@ -118,6 +118,8 @@ def pretrain(
         rng,
         progress=progress,
     )
+    if "validation_loss" not in figures:  # no check was below infinity
+        raise ValueError("its losses are not finite; lower the learning rate")
     return Pretrained(
         weights=_encoder_weights(meta),
         metrics=_named(figures)

@@ -139,6 +139,12 @@ def test_too_few_texts_are_refused(small: Backbone) -> None:
         pretrain.pretrain(small, empty, RECIPE)
 
 
+def test_a_rate_that_is_far_too_high_is_refused(small: Backbone) -> None:
+    """Weights that are no numbers are an error, and not a backbone."""
+    with pytest.raises(ValueError, match="not finite"):
+        pretrain.pretrain(small, planted(), replace(RECIPE, steps=20, learning_rate=1e30))
+
+
 def test_a_tokenizer_without_mask_is_refused(small: Backbone) -> None:
     """It cannot hide tokens, and the message says what it lacks."""
     bare = replace(
