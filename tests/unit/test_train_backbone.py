@@ -28,7 +28,7 @@ STEPS = ("--set", "learning.steps=20", "--set", "learning.batch=16")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Data of enough users to judge a backbone by, a small BERT of two layers, and caches."""
     folder = tmp_path_factory.mktemp("home")
-    write_data(folder, users=500)
+    write_data(folder, users=900)
     small_bert(folder / "bert", layers=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
@@ -93,11 +93,26 @@ def test_a_tuned_backbone_is_what_the_bundle_serves(home: Path, kind: str) -> No
     assert bundle.manifest.parity.max_difference < 1e-4
 
 
-def test_a_pretrained_backbone_that_helps_is_kept(home: Path) -> None:
-    """Its vectors find more of what held-out users took next; the bundle serves it, and says so."""
-    more = ("--pretrain", "60s", "--set", "learning.pretrain_steps=150")
-    rate = ("--set", "learning.pretrain_rate=0.003")
-    bundle, run, told = trained(home, "further", *more, *rate)
+HELPS = (
+    *("--pretrain", "60s", "--set", "learning.pretrain_steps=150"),
+    *("--set", "learning.pretrain_rate=0.003"),
+)
+
+
+@pytest.fixture(scope="module")
+def further(home: Path) -> tuple[Bundle, Path, str]:
+    """A training whose backbone learned from the items' texts first."""
+    return trained(home, "further", *HELPS)
+
+
+def test_a_pretrained_backbone_that_helps_is_kept(
+    home: Path, further: tuple[Bundle, Path, str]
+) -> None:
+    """Its vectors find more of what held-out users took next; the bundle serves it, and says so.
+
+    A run that goes on takes it as it is.
+    """
+    bundle, run, told = further
     found = figures(run)
     assert found["kept"], found
     assert found["validation_loss"] < found["loss_before"]
@@ -105,29 +120,31 @@ def test_a_pretrained_backbone_that_helps_is_kept(home: Path) -> None:
     assert "it is kept" in told
     serves(bundle, run / "pretrained")
     assert bundle.manifest.metrics["backbone"]["pretrained"]["kept"] is True
-    result = invoke(train.app, *options(home, "further", *more, *rate), "--resume", run)
+    result = invoke(train.app, *options(home, "further", *HELPS), "--resume", run)
     assert result.exit_code == 0, result.output
     assert "pretrain the backbone" not in result.stderr
     assert bundles.load(str(home / "further")).encoder.sha == bundle.encoder.sha
 
 
-WORSE = ("--set", "learning.pretrain_steps=5", "--set", "learning.pretrain_rate=0.1")
-
-
-def test_a_backbone_made_worse_is_not_kept(home: Path) -> None:
-    """Where pretraining destroys what the vectors say, the bundle serves the old backbone.
+def test_a_backbone_made_worse_is_not_kept(home: Path, further: tuple[Bundle, Path, str]) -> None:
+    """Where pretraining destroys what a backbone has learned, the bundle serves it as it was.
 
     A run that goes on does not pretrain again.
     """
-    bundle, run, told = trained(home, "worse", *WORSE)
+    good = further[1] / "pretrained"
+    worse = (
+        *("--set", "learning.pretrain_steps=20", "--set", "learning.pretrain_rate=0.03"),
+        *("--backbone", str(good)),
+    )
+    bundle, run, told = trained(home, "worse", *worse)
     found = figures(run)
     assert not found["kept"]
     assert found["check"]["ahead"]["mean"] < 0
     assert "not clearly better, so the backbone stays as it was" in told
     assert not (run / "pretrained").exists()
-    serves(bundle, home / "bert")
+    serves(bundle, good)
     before = (run / FIGURES_FILE).stat()
-    result = invoke(train.app, *options(home, "worse", *WORSE), "--resume", run)
+    result = invoke(train.app, *options(home, "worse", *worse), "--resume", run)
     assert result.exit_code == 0, result.output
     assert "pretrain the backbone" not in result.stderr
     assert (run / FIGURES_FILE).stat() == before
