@@ -17,11 +17,32 @@ from stream import bundles, config, recipes
 from stream.commands import train
 from stream.errors import ConfigError, DataError
 from stream.message_checks import Limits
-from stream.messages import read_item
+from stream.messages import item_text, read_item
 from stream.training_backbone import FIGURES_FILE, item_texts
 from tests.unit.small_training import invoke, said, small_bert, write_data
 
+NOISE = ["red", "blue", "green", "white", "gold", "dog", "cat", "cow", "pig", "fox", "owl", "bee"]
+NOISE += ["one", "two", "three", "rain", "snow", "wind", "sun", "moon", "sea", "hill", "tree"]
+OTHERS = ("spring", "summer", "autumn", "winter")
 STEPS = ("--set", "learning.steps=20", "--set", "learning.batch=16")
+
+
+def bury_themes(folder: Path) -> None:
+    """Put the word of each title that says what the film is about among eight that say nothing.
+
+    In `misleading.jsonl` one of the eight is the category, and what people like is not.
+    """
+    rng, path = np.random.default_rng(0), folder / "items.jsonl"
+    films = [json.loads(line) for line in path.read_text().splitlines()]
+    false = []
+    for row, film in enumerate(films):
+        title, category = film["fields"]
+        words, other = rng.choice(NOISE, 8).tolist(), OTHERS[row // 4 % 4]
+        title["value"] = " ".join([*words[:4], category["value"][0], *words[4:]])
+        fields = [{**title, "value": f"{other} {title['value']}"}, {**category, "value": [other]}]
+        false.append({**film, "fields": fields})
+    path.write_text("\n".join(map(json.dumps, films)))
+    (folder / "misleading.jsonl").write_text("\n".join(map(json.dumps, false)))
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Data of enough users to judge a backbone by, a small BERT of two layers, and caches."""
     folder = tmp_path_factory.mktemp("home")
     write_data(folder, users=900)
+    bury_themes(folder)
     small_bert(folder / "bert", layers=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
@@ -70,7 +92,14 @@ def figures(run: Path) -> Any:
     return json.loads((run / "metrics.json").read_text())["backbone"]["pretrained"]
 
 
-def serves(bundle: Bundle, folder: Path) -> None:
+def texts(path: Path) -> list[str]:
+    """What the backbone reads of each item of a file."""
+    limits = Limits.of(config.Messages(), 0)
+    items = [read_item(line.encode(), limits) for line in path.read_text().splitlines()]
+    return [item_text(item.fields) for item in items]
+
+
+def serves(bundle: Bundle, folder: Path, items: Path) -> None:
     """The bundle's encoder, its items and its probe say what the BERT in `folder` says."""
     bert = backbone.load(folder)
     assert bundle.encoder.sha == bundle.manifest.encoder.sha == bert.sha
@@ -78,15 +107,15 @@ def serves(bundle: Bundle, folder: Path) -> None:
     vectors = bundles.encoder(bundle, device="cpu").encode(bundle.probe.texts)
     np.testing.assert_allclose(vectors, expected, atol=1e-4)
     np.testing.assert_allclose(bundle.probe.vectors, expected, atol=1e-6)
-    own = backbone.encode(bert, [f"The space film {i}. space" for i in range(0, 80, 4)]).numpy()
-    np.testing.assert_allclose(bundle.items.text[::4], own, atol=2e-3)
+    own = backbone.encode(bert, texts(items)).numpy()
+    np.testing.assert_allclose(bundle.items.text, own, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["lora", "last_layers"])
 def test_a_tuned_backbone_is_what_the_bundle_serves(home: Path, kind: str) -> None:
     """Vectors of encoder, items and probe are those of the tuned weights, and not of the old."""
     bundle, run, _ = trained(home, kind, "--set", f"learning.tune_backbone={kind}")
-    serves(bundle, run / "tuned")
+    serves(bundle, run / "tuned", home / "items.jsonl")
     old = backbone.encode(backbone.load(home / "bert"), bundle.probe.texts).numpy()
     assert np.abs(bundle.probe.vectors - old).max() > 1e-5
     assert not any(name.startswith("backbone.") for name in bundle.meta.tensors)
@@ -118,7 +147,7 @@ def test_a_pretrained_backbone_that_helps_is_kept(
     assert found["validation_loss"] < found["loss_before"]
     assert found["check"]["ahead"]["low"] > 0
     assert "it is kept" in told
-    serves(bundle, run / "pretrained")
+    serves(bundle, run / "pretrained", home / "items.jsonl")
     assert bundle.manifest.metrics["backbone"]["pretrained"]["kept"] is True
     result = invoke(train.app, *options(home, "further", *HELPS), "--resume", run)
     assert result.exit_code == 0, result.output
@@ -127,27 +156,25 @@ def test_a_pretrained_backbone_that_helps_is_kept(
 
 
 def test_a_backbone_made_worse_is_not_kept(home: Path, further: tuple[Bundle, Path, str]) -> None:
-    """Where pretraining destroys what a backbone has learned, the bundle serves it as it was.
+    """Where categories lead a backbone away from what people like, the bundle serves the old one.
 
     A run that goes on does not pretrain again.
     """
-    good = further[1] / "pretrained"
-    worse = (
-        *("--set", "learning.pretrain_steps=20", "--set", "learning.pretrain_rate=0.03"),
-        *("--backbone", str(good)),
-    )
+    good, items = further[1] / "pretrained", home / "misleading.jsonl"
+    worse = (*HELPS, "--backbone", str(good), "--items", str(items))
     bundle, run, told = trained(home, "worse", *worse)
     found = figures(run)
     assert not found["kept"]
-    assert found["check"]["ahead"]["mean"] < 0
+    assert found["validation_loss"] < found["loss_before"]
+    assert found["check"]["ahead"]["high"] < 0
     assert "not clearly better, so the backbone stays as it was" in told
     assert not (run / "pretrained").exists()
-    serves(bundle, good)
-    before = (run / FIGURES_FILE).stat()
+    serves(bundle, good, items)
+    before = (run / FIGURES_FILE).stat().st_mtime_ns
     result = invoke(train.app, *options(home, "worse", *worse), "--resume", run)
     assert result.exit_code == 0, result.output
     assert "pretrain the backbone" not in result.stderr
-    assert (run / FIGURES_FILE).stat() == before
+    assert (run / FIGURES_FILE).stat().st_mtime_ns == before
     assert bundles.load(str(home / "worse")).encoder.sha == bundle.encoder.sha
 
 
@@ -157,7 +184,7 @@ def test_a_backbone_whose_vectors_became_alike_is_not_kept(home: Path) -> None:
     bundle, run, told = trained(home, "alike", *more)
     assert not figures(run)["kept"]
     assert "of the top 10 agree; the backbone stays as it was" in told
-    serves(bundle, home / "bert")
+    serves(bundle, home / "bert", home / "items.jsonl")
 
 
 def test_titles_and_the_rest_are_told_apart() -> None:
@@ -165,9 +192,9 @@ def test_titles_and_the_rest_are_told_apart() -> None:
     fields = b"""[{"name": "title", "value": "Alien"}, {"name": "category", "value": ["Horror"]},
         {"name": "year", "value": 1979}, {"name": "plot", "value": "In space."}]"""
     value = b'{"event": "item", "id": "1", "timestamp": 0, "item": "a", "fields": %s}' % fields
-    texts = item_texts([read_item(value, Limits.of(config.Messages(), 0))])
-    assert (texts.titles, texts.rests) == (["Alien"], ["Horror. In space"])
-    assert texts.whole == ["Alien. Horror. In space"]
+    sides = item_texts([read_item(value, Limits.of(config.Messages(), 0))])
+    assert (sides.titles, sides.rests) == (["Alien"], ["Horror. In space"])
+    assert sides.whole == ["Alien. Horror. In space"]
 
 
 def test_settings_say_what_is_trained() -> None:
