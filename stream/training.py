@@ -151,7 +151,7 @@ def train(
     metrics = {
         "report": report.to_dict(),
         "training": trained.metrics,
-        "backbone": further,
+        "backbone": {**further, "tuned": request.settings.learning.tune_backbone},
         "experts": fitted,
         **_protocol(data, cuts, team),
         "seconds": dict(reporter.seconds),

@@ -120,6 +120,7 @@ def test_a_tuned_backbone_is_what_the_bundle_serves(home: Path, kind: str) -> No
     assert np.abs(bundle.probe.vectors - old).max() > 1e-5
     assert not any(name.startswith("backbone.") for name in bundle.meta.tensors)
     assert bundle.manifest.parity.max_difference < 1e-4
+    assert bundle.manifest.metrics["backbone"] == {"tuned": kind}
 
 
 HELPS = (
