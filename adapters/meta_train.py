@@ -316,7 +316,7 @@ def losses(
     rows, local = _used_rows(batch, negatives, softmax.rows)
     known = features.select(rows.to(device))
     if tuned is not None:
-        known = replace(known, text=tuned.step(meta, rows, batch, recipe.check_every, generator))
+        known = replace(known, text=tuned.step(meta, rows, recipe.check_every, generator))
     dropped = torch.rand(len(rows), generator=generator) < recipe.id_dropout
     vectors = towers.item_vectors(meta, known.without_ids(dropped.to(device)))
     inputs = vectors * _dropout(vectors.shape, recipe.vector_dropout, generator).to(device)

@@ -1,10 +1,11 @@
 """Tuning the backbone's last layers inside the outer loop, by LoRA or whole.
 
-The layers below stay as they are, so what they make of every text is computed once and kept. Of a
-batch's items some are encoded with gradients, and their vectors enter the tower as all others do;
-the other items have vectors from before. These are stale, negatives above all. All are encoded
-anew at every check, by the mean of the weights, which moves slowly ("Momentum Contrast", He et al.,
-2020, has its negatives from such a mean); so none is older than the steps between two checks.
+The layers below stay as they are, so what they make of every text is computed once and kept. Of the
+items of a batch, negatives included, some are encoded with gradients, and their vectors enter the
+tower as all others do; the other items have vectors from before. These are stale, most negatives
+among them. All are encoded anew at every check, by the mean of the weights, which moves slowly
+("Momentum Contrast", He et al., 2020, has its negatives from such a mean); so none is older than
+the steps between two checks.
 
 LoRA (Hu et al., "LoRA", 2021) adds a product of rank r to the attention's projections. It is merged
 into the weights before each use, so that what is trained is what is exported.
@@ -23,7 +24,6 @@ from torch.func import functional_call
 
 from adapters import tokens
 from adapters.backbone import Backbone, SentenceEncoder
-from adapters.episodes import Episodes
 from adapters.signals import Ints
 from adapters.tokens import TokenBatch
 from adapters.types import Meta
@@ -181,21 +181,19 @@ class TunedTexts:
         self.memory["age"].zero_()
         return text
 
-    def step(
-        self, meta: Meta, rows: Tensor, batch: Episodes, every: int, generator: torch.Generator
-    ) -> Tensor:
-        """Vectors [U, D] of the rows [U], ascending, that a batch needs; a gradient runs to some.
+    def step(self, meta: Meta, rows: Tensor, every: int, generator: torch.Generator) -> Tensor:
+        """Vectors [U, D] of the rows [U] that a batch needs; a gradient runs to some of them.
 
-        Without checks all are encoded anew after `every` steps.
+        These are drawn evenly, whatever the rows are needed for, so that the gradient is that of
+        all but for its size. Were positives fresh more often than negatives, all vectors would be
+        moved to where positives score high, and no negative would speak against it. Without checks
+        all are encoded anew after `every` steps.
         """
         text, age = self.memory["text"], self.memory["age"]
         if int(age.add_(1)) > every:
             self.refresh(meta)
-        met = torch.unique(torch.cat([batch.block.items.flatten(), batch.targets.flatten()]))
-        met = met[met >= 0]
-        chosen = met[torch.randperm(len(met), generator=generator)[: self.tuning.items]]
-        fresh = self.encode(meta, chosen.numpy())
-        place = torch.searchsorted(rows, chosen).to(text.device)
-        known = text[rows.to(text.device)].index_copy(0, place, fresh)
-        text[chosen.to(text.device)] = fresh.detach()
+        place = torch.randperm(len(rows), generator=generator)[: self.tuning.items]
+        fresh = self.encode(meta, rows[place].numpy())
+        known = text[rows.to(text.device)].index_copy(0, place.to(text.device), fresh)
+        text[rows[place].to(text.device)] = fresh.detach()
         return known

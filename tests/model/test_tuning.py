@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import backbone, episodes, meta_train, towers, tuning
+from adapters import backbone, meta_train, towers, tuning
 from adapters.backbone import Backbone
 from adapters.meta_train import Trained
 from adapters.outer_loop import Moment, Snapshot
@@ -109,18 +109,14 @@ def test_some_items_of_a_batch_are_fresh_and_the_rest_wait_for_a_refresh(small: 
     """A gradient runs to as many vectors as asked for; the others are as they were until due."""
     texts = texts_of(small, "last_layers", items=5)
     meta, before = model(texts, moved=0.1), texts.memory["text"].clone()
-    histories = episodes.group(planted())
-    batch = episodes.sample(
-        histories, RECIPE.draw, episodes.anchors(histories, RECIPE.draw), np.random.default_rng(0)
-    )
     rows, generator = torch.arange(80), torch.Generator().manual_seed(0)
-    known = texts.step(meta, rows, batch, 2, generator)
+    known = texts.step(meta, rows, 2, generator)
     changed = (known - before).abs().amax(1) > 1e-3
     assert int(changed.sum()) == 5
     torch.testing.assert_close(known[changed], texts.encode(meta, np.flatnonzero(changed)))
-    texts.step(meta, rows, batch, 2, generator)
+    texts.step(meta, rows, 2, generator)
     assert int(((texts.memory["text"] - before).abs().amax(1) > 1e-3).sum()) <= 10
-    texts.step(meta, rows, batch, 2, generator)  # the third one is due
+    texts.step(meta, rows, 2, generator)  # the third one is due
     torch.testing.assert_close(texts.memory["text"], texts.encode(meta, np.arange(80)))
 
 
