@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +26,13 @@ from adapters import tokens
 
 MAX_LENGTH = 64
 """Tokens of an item's text that are read; titles and attributes rarely have more."""
+
+
+_WEIGHTS = "model.safetensors"
+_FILES = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json")
+"""What else a folder holds; the last two only where the model is a sentence encoder."""
+
+_PARTS = ("weight", "bias")
 
 
 class BackboneError(ValueError):
@@ -95,13 +103,24 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Ids and mask [n, l] int64 to vectors [n, D] float32, of unit length if normalised."""
+        mask = attention_mask.to(self.words.weight.dtype)
+        return self.pool(self.through(self.embed(input_ids), mask), mask)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Ids [n, l] to what the first layer reads [n, l, D]."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.words(input_ids) + self.positions(places) + self.types.weight[0]
-        x = self.norm(x)
-        mask = attention_mask.to(x.dtype)
-        bias = (1.0 - mask)[:, None, None] * torch.finfo(x.dtype).min
-        for layer in self.layers:
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def through(self, x: Tensor, mask: Tensor, first: int = 0, end: int | None = None) -> Tensor:
+        """Tokens [n, l, D] after the layers from `first` up to `end`; `mask` [n, l] float."""
+        bias = (1.0 - mask)[:, None, None] * torch.finfo(mask.dtype).min
+        for layer in list(self.layers)[first:end]:
             x = layer(x, bias)
+        return x
+
+    def pool(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Tokens [n, l, D] of the last layer to vectors [n, D]; `mask` [n, l] float."""
         pooled = x[:, 0] if self.pooling == "cls" else _mean(x, mask)
         return functional.normalize(pooled, dim=-1) if self.normalise else pooled
 
@@ -136,7 +155,7 @@ def load(folder: Path | None = None, *, max_length: int = MAX_LENGTH) -> Backbon
     shape = _shape(config, folder)
     pooling, normalise = _pooling(folder)
     module = SentenceEncoder(shape, pooling=pooling, normalise=normalise)
-    _fill(module, folder / "model.safetensors", shape)
+    _fill(module, folder / _WEIGHTS, shape)
     max_length = min(max_length, shape.positions)
     return Backbone(
         module=module.eval(),
@@ -158,6 +177,25 @@ def encode(backbone: Backbone, texts: Sequence[str], *, batch_size: int = 32) ->
         vectors = backbone.module(ids.to(device), mask.to(device))
         result[torch.from_numpy(batch.places)] = vectors.float().cpu()
     return result
+
+
+def save(backbone: Backbone, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """The backbone with other weights, those of `SentenceEncoder`, as a folder for `load`.
+
+    Weights that are not named stay; what is not read here, such as a pooler, is left out. The
+    folder must not exist. Raises `OSError`.
+    """
+    source = backbone.tokenizer_file.parent
+    own = {**backbone.module.state_dict(), **weights}
+    folder.mkdir(parents=True)
+    for name in _FILES:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+    try:
+        save_file(_original(own, len(backbone.module.layers)), folder / _WEIGHTS)
+    except SafetensorError as error:  # such as a full disk
+        raise OSError(f"{folder / _WEIGHTS}: {error}") from None
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -236,13 +274,25 @@ def _weights(path: Path, shape: BertShape) -> dict[str, Tensor]:
 
 def _renamed(raw: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]:
     """The weights under the names of `SentenceEncoder`; query, key and value joined."""
-    result = {
-        "words.weight": raw["embeddings.word_embeddings.weight"],
-        "positions.weight": raw["embeddings.position_embeddings.weight"],
-        "types.weight": raw["embeddings.token_type_embeddings.weight"],
-    }
+    result = {own: raw[theirs] for own, theirs in _names(shape.layers).items()}
+    for own, theirs in _joined(shape.layers).items():
+        result[own] = torch.cat([raw[name] for name in theirs])
+    return result
+
+
+def _original(own: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The inverse of `_renamed`."""
+    result = {theirs: own[name] for name, theirs in _names(layers).items()}
+    for name, theirs in _joined(layers).items():
+        result |= dict(zip(theirs, own[name].chunk(3), strict=True))
+    return {name: value.detach().float().cpu().clone() for name, value in result.items()}
+
+
+def _names(layers: int) -> dict[str, str]:
+    """Names of `SentenceEncoder`, and those that the same weights are stored under."""
+    tables = {"words": "word", "positions": "position", "types": "token_type"}
     moves = {"norm": "embeddings.LayerNorm"}
-    for i in range(shape.layers):
+    for i in range(layers):
         old, new = f"encoder.layer.{i}", f"layers.{i}"
         moves |= {
             f"{new}.attention.out": f"{old}.attention.output.dense",
@@ -251,19 +301,27 @@ def _renamed(raw: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]:
             f"{new}.down": f"{old}.output.dense",
             f"{new}.norm": f"{old}.output.LayerNorm",
         }
-        for part in ("weight", "bias"):
-            joint = [raw[f"{old}.attention.self.{n}.{part}"] for n in ("query", "key", "value")]
-            result[f"{new}.attention.joint.{part}"] = torch.cat(joint)
-    for name, source in moves.items():
-        result |= {f"{name}.{part}": raw[f"{source}.{part}"] for part in ("weight", "bias")}
-    return result
+    return {
+        **{f"{own}.weight": f"embeddings.{n}_embeddings.weight" for own, n in tables.items()},
+        **{f"{own}.{part}": f"{theirs}.{part}" for own, theirs in moves.items() for part in _PARTS},
+    }
+
+
+def _joined(layers: int) -> dict[str, tuple[str, ...]]:
+    """Weights that are stored in three parts."""
+    return {
+        f"layers.{i}.attention.joint.{part}": tuple(
+            f"encoder.layer.{i}.attention.self.{n}.{part}" for n in ("query", "key", "value")
+        )
+        for i in range(layers)
+        for part in _PARTS
+    }
 
 
 def _digest(folder: Path, max_length: int) -> str:
     """Hex digest of every file the vectors depend on."""
     digest = hashlib.sha256(f"max_length {max_length}".encode())
-    names = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json")
-    for name in (*names, "model.safetensors"):
+    for name in (*_FILES, _WEIGHTS):
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -244,6 +244,18 @@ def episodes(
     )
 
 
+def seen_at(batch: Episodes, rows: int) -> Tensor:
+    """What has been seen at each place with a target, of the catalogue's rows: [m, rows] bool."""
+    owner, slot = (batch.targets >= 0).nonzero(as_tuple=True)
+    before = (batch.seen_from[owner] <= batch.places[owner, slot][:, None]) & (
+        batch.seen[owner] >= 0
+    )
+    line, at = before.nonzero(as_tuple=True)
+    table = torch.zeros(len(owner), rows, dtype=torch.bool)
+    table[line, batch.seen[owner[line], at]] = True
+    return table
+
+
 def window_block(histories: Histories, begin: np.ndarray, length: np.ndarray) -> Block:
     """The events of the windows as a padded block [n, max(length)]."""
     place = np.arange(max(int(length.max(initial=0)), 1))

@@ -25,6 +25,7 @@ from adapters import (
     outer_loop,
     profiles,
     towers,
+    tuning,
     validation,
 )
 from adapters.episodes import Draw, Episodes, Histories, Log
@@ -33,6 +34,7 @@ from adapters.offsets import Offsets
 from adapters.outer_loop import Check, Clock, Keep, Progress, Snapshot, Task
 from adapters.team import ALONE, Team
 from adapters.towers import ItemFeatures
+from adapters.tuning import TunedTexts
 from adapters.types import Block, Meta, ModelConfig
 
 FROZEN = ("step_scale", "text.mean", "text.components", profiles.KNOWN, profiles.TEXT)
@@ -85,6 +87,7 @@ class Trained:
     features: ItemFeatures  # with the id rows that belong to `meta`
     held_out: np.ndarray  # users that were not trained on
     metrics: dict[str, float]
+    backbone: dict[str, Tensor] | None = None  # its weights that were tuned
 
 
 class _Softmax(NamedTuple):
@@ -113,6 +116,7 @@ def train(
     device: torch.device | str = "cpu",
     ancestor: Ancestor | None = None,
     team: Team = ALONE,
+    tuned: TunedTexts | None = None,
 ) -> Trained:
     """Meta-train on `log`, whose items are rows of `features`.
 
@@ -121,8 +125,9 @@ def train(
     entirely, id embeddings included. The id rows of `features` are set here. `keep` is offered a
     snapshot after every step, and `resume` goes on from one: same arguments, same result. With an
     `ancestor` the weights begin as its own are. In a `team` every process calls this with the same
-    arguments and returns the same. Raises `ValueError` where the log holds nothing to
-    predict, `InheritanceError` where the ancestor has other dimensions.
+    arguments and returns the same. With `tuned` the backbone is trained, too; see `read_anew` for
+    what is to follow. Raises `ValueError` where the log holds nothing to predict,
+    `InheritanceError` where the ancestor has other dimensions.
     """
     started = time.monotonic()
     recipe = recipe or Recipe()
@@ -135,10 +140,14 @@ def train(
     meta = start(kept, features, config, generator)
     if ancestor is not None:
         meta = inherit(meta, ancestor, features.id_rows, FROZEN)
-    meta = _without(meta, recipe).to(device)
+    meta = _without(meta, recipe)
+    if tuned is not None:
+        tuned = tuned.to(device)
+        meta = replace(meta, tensors={**meta.tensors, **tuned.start(generator)})
+    meta = meta.to(device)
     checked = validation.draw(log, users, recipe.draw, seed)
     meta, metrics = outer_loop.run(
-        _task(meta, kept, features.to(device), checked, recipe, seed, team),
+        _task(meta, kept, features.to(device), checked, recipe, seed, team, tuned),
         recipe,
         Clock(_steps(recipe, len(kept), budget_s), budget_s, started),
         generator,
@@ -152,7 +161,26 @@ def train(
         "validation_positions": float(validation.size(checked)),
         **{f"popularity_weight_{i}": w for i, w in enumerate(meta[POPULARITY].tolist())},
     }
-    return Trained(meta=_without_helpers(meta), features=features, held_out=users, metrics=metrics)
+    return Trained(
+        meta=_without_helpers(meta),
+        features=features,
+        held_out=users,
+        metrics=metrics,
+        backbone=None if tuned is None else tuned.weights(meta),
+    )
+
+
+def read_anew(trained: Trained, log: Log, text: Tensor) -> Trained:
+    """The same model over the vectors [N, D] of a backbone that was tuned with it on `log`.
+
+    What was made of the vectors before training, the reduced texts and those of profiles, is made
+    anew.
+    """
+    features = replace(trained.features, text=text)
+    kept, _ = episodes.split_users(log, trained.held_out)
+    made = _of_texts(kept, features, trained.meta.config)
+    meta = replace(trained.meta, tensors={**trained.meta.tensors, **made})
+    return replace(trained, meta=meta, features=features)
 
 
 def _steps(recipe: Recipe, events: int, budget_s: float | None) -> int | None:
@@ -170,18 +198,25 @@ def start(
     Items that appear after the log ends do not count.
     """
     ids = towers.svd_start(log.users, log.items, features.id_rows, config.dim, generator)
-    there, _ = arrivals.there(log, features.created, len(features))
-    told = profiles.at_start(log.profiles, log.users, log.times)
     return Meta(
         config,
         {
             **adapter.new_tensors(config, generator),
-            **profiles.new_tensors(features, told),
             **towers.new_tensors(config, features, generator, ids),
-            **towers.fit_text_reduction(features.text[there], config.text_dim),
+            **_of_texts(log, features, config),
             POPULARITY: torch.full((len(config.half_lives),), 1 / max(len(config.half_lives), 1)),
         },
     )
+
+
+def _of_texts(log: Log, features: ItemFeatures, config: ModelConfig) -> dict[str, Tensor]:
+    """What is made of the backbone's vectors and not trained."""
+    there, _ = arrivals.there(log, features.created, len(features))
+    told = profiles.at_start(log.profiles, log.users, log.times)
+    return {
+        **profiles.new_tensors(features, told),
+        **towers.fit_text_reduction(features.text[there], config.text_dim),
+    }
 
 
 def _without(meta: Meta, recipe: Recipe) -> Meta:
@@ -199,6 +234,7 @@ def _task(
     recipe: Recipe,
     seed: int,
     team: Team,
+    tuned: TunedTexts | None,
 ) -> Task:
     histories = episodes.group(log, repeat=recipe.draw.repeat)
     if not (histories.target >= 0).any():
@@ -211,15 +247,22 @@ def _task(
     ) -> tuple[Tensor, Tensor]:
         batch = episodes.sample(histories, recipe.draw, chances, rng)
         with autocast(features.text.device.type, torch.bfloat16, enabled=recipe.mixed):
-            return losses(model, features, batch, softmax, recipe, generator, team)
+            return losses(model, features, batch, softmax, recipe, generator, team, tuned)
 
     return Task(
         start=meta,
         frozen=(*FROZEN, *recipe.silent),
-        scales={POPULARITY: recipe.popularity_scale},
+        scales={POPULARITY: recipe.popularity_scale, **_slower(meta, tuned)},
         loss=loss,
-        check=_check(features, checked, softmax, recipe, seed, team) if checked else None,
+        check=_check(features, checked, softmax, recipe, seed, team, tuned) if checked else None,
+        memory={} if tuned is None else tuned.memory,
     )
+
+
+def _slower(meta: Meta, tuned: TunedTexts | None) -> dict[str, float]:
+    """Learning rates of the backbone's tensors relative to that of the rest."""
+    own = [name for name in meta.tensors if name.startswith(tuning.PREFIX)]
+    return {} if tuned is None else dict.fromkeys(own, tuning.RATES[tuned.tuning.kind])
 
 
 def _check(
@@ -229,6 +272,7 @@ def _check(
     recipe: Recipe,
     seed: int,
     team: Team,
+    tuned: TunedTexts | None,
 ) -> Check:
     """The loss over fixed positions and sampled items, nothing dropped and nothing rounded."""
     whole = replace(recipe, id_dropout=0.0, vector_dropout=0.0, balance=0.0, diversity_weight=0.0)
@@ -236,8 +280,9 @@ def _check(
 
     def check(model: Meta) -> float:
         generator = torch.Generator().manual_seed(seed)
+        known = features if tuned is None else replace(features, text=tuned.refresh(model))
         found = [
-            losses(model, features, b, softmax, whole, generator, team)[1].item() for b in batches
+            losses(model, known, b, softmax, whole, generator, team)[1].item() for b in batches
         ]
         return team.total(float(np.average(found, weights=sizes))) / team.size
 
@@ -246,7 +291,7 @@ def _check(
 
 def _without_helpers(meta: Meta) -> Meta:
     tensors = {name: tensor for name, tensor in meta.tensors.items() if name != POPULARITY}
-    return replace(meta, tensors=tensors).to("cpu")
+    return tuning.without(replace(meta, tensors=tensors)).to("cpu")
 
 
 def losses(
@@ -257,8 +302,11 @@ def losses(
     recipe: Recipe,
     generator: torch.Generator,
     team: Team = ALONE,
+    tuned: TunedTexts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """L_few and L_meta of a batch: mean negative log-likelihood of the next positives.
+
+    With `tuned` the gradient runs on into the backbone.
 
     In a team those of this process's episodes, such that their average over the team is that of
     the whole batch. What is drawn at random is drawn for the whole batch, alike in all processes.
@@ -267,6 +315,8 @@ def losses(
     negatives = _draw_negatives(softmax, generator)
     rows, local = _used_rows(batch, negatives, softmax.rows)
     known = features.select(rows.to(device))
+    if tuned is not None:
+        known = replace(known, text=tuned.step(meta, rows, recipe.check_every, generator))
     dropped = torch.rand(len(rows), generator=generator) < recipe.id_dropout
     vectors = towers.item_vectors(meta, known.without_ids(dropped.to(device)))
     inputs = vectors * _dropout(vectors.shape, recipe.vector_dropout, generator).to(device)
@@ -333,7 +383,7 @@ def _nll(
     scores = _exact(_best(interests, vectors[local[negatives].to(device)]))  # [m, C]
     if softmax.chances is not None:
         scores = scores - (softmax.size * softmax.chances[negatives]).log().to(device)
-    hidden = _seen(batch, negatives, softmax.rows) | (negatives == target[:, None])
+    hidden = episodes.seen_at(batch, softmax.rows)[:, negatives] | (negatives == target[:, None])
     if softmax.since is not None:
         hidden |= softmax.since[negatives] > batch.times[wanted][:, None]
     scores = scores.masked_fill(hidden.to(device), -math.inf)
@@ -383,18 +433,6 @@ def _uneven(scores: Tensor) -> Tensor:
     size = scores.shape[1]
     won = scores.argmax(1)[:, 0].bincount(minlength=size) / max(len(scores), 1)
     return size * (won * scores.softmax(1).mean((0, 2))).sum()
-
-
-def _seen(batch: Episodes, negatives: Tensor, rows: int) -> Tensor:
-    """Whether a negative has been seen at a place with a target: [m, C] bool."""
-    owner, slot = (batch.targets >= 0).nonzero(as_tuple=True)
-    before = (batch.seen_from[owner] <= batch.places[owner, slot][:, None]) & (
-        batch.seen[owner] >= 0
-    )
-    line, at = before.nonzero(as_tuple=True)
-    table = torch.zeros(len(owner), rows, dtype=torch.bool)
-    table[line, batch.seen[owner[line], at]] = True
-    return table[:, negatives]
 
 
 def _softmax(

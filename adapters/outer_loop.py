@@ -38,6 +38,7 @@ class Task(NamedTuple):
     scales: Mapping[str, float]  # of tensors with a learning rate of their own and without decay
     loss: Loss
     check: Check | None
+    memory: Mapping[str, Tensor] = {}  # what the loss changes in place, kept in snapshots
 
 
 class Progress(NamedTuple):
@@ -117,6 +118,7 @@ class _Run:
     mean: dict[str, Tensor]  # running mean of the weights
     best: dict[str, Tensor]  # weights at the best check
     groups: list[adamw.Group]
+    memory: Mapping[str, Tensor]  # the loss's own
     generator: torch.Generator
     rng: np.random.Generator
     facts: _Facts
@@ -244,6 +246,7 @@ def _begin(
             adamw.group(usual, 1.0, recipe.weight_decay),
             *(adamw.group([leaf], scale, 0.0) for leaf, scale in own),
         ],
+        memory=task.memory,
         generator=generator,
         rng=rng,
         facts=_Facts(),
@@ -287,6 +290,7 @@ def _memory(state: _Run) -> dict[str, Tensor]:
     found = {f"weight/{name}": leaf.detach() for name, leaf in state.leaves.items()}
     found |= {f"mean/{name}": tensor for name, tensor in state.mean.items()}
     found |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+    found |= {f"memory/{name}": tensor for name, tensor in state.memory.items()}
     for group in state.groups:
         for place, leaf in enumerate(group.leaves):
             name = names[id(leaf)]

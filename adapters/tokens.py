@@ -31,15 +31,22 @@ def load_tokenizer(path: Path, max_length: int) -> Tokenizer:
 
 def batches(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> Iterator[TokenBatch]:
     """At most `size` texts a batch, shortest texts first, so that little is padded."""
-    tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    tokens = read(tokenizer, texts)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), size):
-        places = order[start : start + size]
-        yield _pad(places, [tokens[i] for i in places], lengths[places])
+        yield pad(tokens, order[start : start + size])
 
 
-def _pad(places: Ints, tokens: Sequence[Sequence[int]], lengths: Ints) -> TokenBatch:
+def read(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text."""
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def pad(every: Sequence[Sequence[int]], places: Ints) -> TokenBatch:
+    """The texts at `places` [b] of a list of token ids as one batch."""
+    tokens = [every[i] for i in places]
+    lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     mask = np.arange(max(int(lengths.max()), 1))[None] < lengths[:, None]  # [b, l]
     ids = np.zeros(mask.shape, dtype=np.int64)
     ids[mask] = np.concatenate([np.asarray(t, dtype=np.int64) for t in tokens])

@@ -305,6 +305,51 @@ class Learning(Section):
     checkpoint_s: float = Field(
         20.0, ge=0, description="seconds between checkpoints, from which --resume goes on"
     )
+    pretrain_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds at most that the backbone is trained further on the items' texts, as "
+        "--pretrain; it is kept only where it helps; unset: none, unless `pretrain_steps` is set",
+    )
+    pretrain_steps: int | None = Field(
+        None, ge=1, description="steps of that at most: repeatable, as seconds are not"
+    )
+    pretrain_rate: float = Field(
+        5e-5, gt=0, le=1, description="of AdamW at its peak in further pretraining"
+    )
+    pretrain_contrast: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="weight of titles that find the rest of their text, beside hidden tokens",
+    )
+    tune_backbone: Literal["off", "lora", "last_layers"] = Field(
+        "off",
+        description="train the backbone's last layers with the adapter: a product of low rank on "
+        "their attention, or all of their weights",
+    )
+    tune_layers: int = Field(
+        1, ge=1, le=48, description="last layers of the backbone that are tuned"
+    )
+    tune_rank: int = Field(8, ge=1, le=256, description="rank of `lora`")
+    tune_items: int = Field(
+        128,
+        ge=1,
+        description="items of an outer step that are encoded with gradients; the others have "
+        "vectors of up to 50 steps before",
+    )
+
+    @field_validator("tune_backbone", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        """`off`, which YAML reads as no."""
+        return "off" if value is False else value
+
+    @model_validator(mode="after")
+    def _texts_are_read(self) -> Learning:
+        if self.tune_backbone != "off" and self.item_features == "id":
+            raise ValueError("tune_backbone trains texts, which item_features=id leaves out")
+        return self
 
 
 class Http(Section):

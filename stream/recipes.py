@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from adapters.meta_train import Recipe
+from adapters.pretrain import PretrainRecipe
+from adapters.tuning import Tuning
 from adapters.types import ModelConfig
 from stream import config
 
@@ -50,4 +52,28 @@ def recipe(settings: config.Settings, device: str = "cpu") -> Recipe:
             horizon=learning.horizon,
             repeat=not settings.ranking.exclude_seen,
         ),
+    )
+
+
+def pretraining(learning: config.Learning) -> PretrainRecipe | None:
+    """The further pretraining of the backbone that these settings ask for; None = none."""
+    if learning.pretrain_s is None and learning.pretrain_steps is None:
+        return None
+    return PretrainRecipe(
+        steps=learning.pretrain_steps,
+        budget_s=learning.pretrain_s,
+        learning_rate=learning.pretrain_rate,
+        contrast=learning.pretrain_contrast,
+    )
+
+
+def tuning(learning: config.Learning) -> Tuning | None:
+    """What these settings ask to tune of the backbone; None = nothing."""
+    if learning.tune_backbone == "off":
+        return None
+    return Tuning(
+        kind=learning.tune_backbone,
+        layers=learning.tune_layers,
+        rank=learning.tune_rank,
+        items=learning.tune_items,
     )

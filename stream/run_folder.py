@@ -6,6 +6,9 @@
     metrics.json                    figures, seconds of every phase, memory; written at the end
     events.out.tfevents.*           curves
     checkpoints/last.safetensors    the outer loop between two steps
+    pretrained, tuned               backbones with weights of this run, as `--backbone` reads them
+    pretrained.json                 whether pretraining helped, so that it is done once
+    cache                           their exports and vectors
 
 A checkpoint is one file, written under a temporary name and renamed: a run that is killed at any
 moment leaves the checkpoint before or the one after, whole.

@@ -28,7 +28,16 @@ from adapters.signals import bucket_start
 from adapters.team import ALONE, Team
 from adapters.types import Meta, ModelConfig
 from export.bundle import Bundle
-from stream import bundles, config, measuring, parents, recipes, training_bundle, training_data
+from stream import (
+    bundles,
+    config,
+    measuring,
+    parents,
+    recipes,
+    training_backbone,
+    training_bundle,
+    training_data,
+)
 from stream.errors import DataError
 from stream.files import OnBad
 from stream.item_encoder import ItemRows
@@ -40,7 +49,7 @@ from stream.threads import one_thread
 from stream.training_bundle import catalogue_at
 from stream.training_data import Data, FromKafka
 from stream.training_loop import Job, OnStep, outer_loop
-from stream.training_text import Text, read_text
+from stream.training_text import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +118,7 @@ def train(
     parent = _parent(request, model, reporter, folder)
     drawn = training_data.held_out(data, request.held_out, request.seed)
     cuts = cut(data.log, model.bucket, request, drawn)
-    text = read_text(request, items, reporter)
+    text, further = training_backbone.read(request, items, cuts, reporter, folder)
     if folder is not None:
         folder.begin(training_data.about(request, data, text.rows, parent), request.settings)
         reporter.say(f"run: {folder.path}")
@@ -119,6 +128,7 @@ def train(
         model=model,
         ancestor=_ancestor(parent, cuts, text.rows, request, reporter),
         snapshot=None if folder is None else folder.snapshot,
+        tuned=training_backbone.to_tune(request, text, items, reporter),
     )
     trained = outer_loop(
         team.agreed(job),
@@ -129,6 +139,9 @@ def train(
         team=team,
         device=device,
     )
+    trained, text = training_backbone.with_tuned(
+        request, trained, text, items, cuts, reporter, folder
+    )
     with one_thread():
         meta, fitted = fit_weights(trained, text, items, cuts, request, reporter)
         report = Report(())
@@ -138,6 +151,7 @@ def train(
     metrics = {
         "report": report.to_dict(),
         "training": trained.metrics,
+        "backbone": {**further, "tuned": request.settings.learning.tune_backbone},
         "experts": fitted,
         **_protocol(data, cuts, team),
         "seconds": dict(reporter.seconds),

@@ -14,6 +14,7 @@ from adapters.inheritance import Ancestor, InheritanceError
 from adapters.meta_train import Trained
 from adapters.outer_loop import Keep, Progress, Snapshot, SnapshotError
 from adapters.team import ALONE, Team
+from adapters.tuning import TunedTexts
 from adapters.types import ModelConfig
 from stream import recipes
 from stream.errors import BundleError, DataError, Deserted, ResumeError
@@ -36,6 +37,7 @@ class Job:
     model: ModelConfig
     ancestor: Ancestor | None = None
     snapshot: Snapshot | None = None  # where a run that was broken off goes on
+    tuned: TunedTexts | None = None  # what is trained of the backbone
 
 
 def outer_loop(
@@ -75,6 +77,7 @@ def outer_loop(
             device=device,
             ancestor=job.ancestor,
             team=team,
+            tuned=job.tuned,
         )
 
 

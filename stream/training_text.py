@@ -34,12 +34,16 @@ class Text:
     parity: Parity
     probe: Probe
     dense: str | None
+    backbone: Path | None = None  # its folder; None = the one that is packaged
 
 
-def read_text(request: Request, items: Sequence[Item], reporter: Reporter) -> Text:
-    """Export the backbone, hold the export against it, and encode all items through it."""
-    with reporter.phase("export the backbone"), bundles.refusals():
-        bert = _backbone(request.backbone)
+def read_text(request: Request, items: Sequence[Item], reporter: Reporter, which: str = "") -> Text:
+    """Export the backbone, hold the export against it, and encode all items through it.
+
+    `which` tells the phases from those of another backbone of the same run.
+    """
+    with reporter.phase(f"export the backbone{which}"), bundles.refusals():
+        bert = load_backbone(request.backbone)
         folder = None if request.cache is None else request.cache / "encoders"
         files = to_onnx.cached(bert, folder)
         model = request.settings.model
@@ -48,14 +52,23 @@ def read_text(request: Request, items: Sequence[Item], reporter: Reporter) -> Te
     folder = None if request.cache is None else request.cache / "vectors"
     cache, dense = FileVectors(files.sha, files.dim, folder), common_dense_field(items)
     reader = ItemEncoder(encoder, cache, dense)
-    with reporter.phase("encode items") as advance:
+    with reporter.phase(f"encode items{which}") as advance:
         rows = reader.rows(items, _counting(advance, len(items)))
         cache.save()
     name = None if dense is None else dense.name
-    return Text(rows=rows, encoder=reader, files=files, parity=figures, probe=probe, dense=name)
+    return Text(
+        rows=rows,
+        encoder=reader,
+        files=files,
+        parity=figures,
+        probe=probe,
+        dense=name,
+        backbone=request.backbone,
+    )
 
 
-def _backbone(folder: Path | None) -> backbone.Backbone:
+def load_backbone(folder: Path | None) -> backbone.Backbone:
+    """The backbone of a folder, None = the packaged one. Raises `DataError`."""
     try:
         return backbone.load(folder)
     except BackboneError as error:

@@ -23,6 +23,7 @@ from stream import config, datasets, recipes, training, training_loop
 from stream.messages import Item
 from stream.progress import Advance, Reporter
 from stream.training import Cuts, Request, Text
+from stream.training_text import read_text
 
 TOWER = 200
 """Outer steps of the item tower that the mean of the support is taken in."""
@@ -56,7 +57,7 @@ def build(data: DataSet, most: int, reporter: Reporter) -> World:
         items = _most(items, datasets.to_log(columns, [i.item for i in items]), data)
         log = datasets.to_log(columns, [item.item for item in items])
         log = log.select(log.items >= 0) if data.most_items else log
-    text = training.read_text(request, items, reporter)
+    text = read_text(request, items, reporter)
     return World(data, items, text, _cut(log, data, request), columns.action_names, most)
 
 

@@ -83,6 +83,13 @@ def train(
             "Default: until held-out users gain nothing more."
         ),
     ] = None,
+    pretrain: Annotated[
+        str | None,
+        typer.Option(
+            help="Train the backbone further on the items' texts, at most so long, and keep it "
+            "where that helps. Default: no."
+        ),
+    ] = None,
     backbone: Annotated[
         Path | None,
         typer.Option(help="Folder of a BERT; default: the packaged all-MiniLM-L6-v2."),
@@ -116,7 +123,11 @@ def train(
     seconds, end = None if budget is None else parse_duration(budget), parse_until(until)
     kafka = _source(from_kafka, window, events, items)
     settings = load_settings(
-        config, set_, kafka__bootstrap_servers=bootstrap_servers, kafka__prefix=prefix
+        config,
+        set_,
+        kafka__bootstrap_servers=bootstrap_servers,
+        kafka__prefix=prefix,
+        learning__pretrain_s=None if pretrain is None else parse_duration(pretrain),
     )
     from stream.training import Request
 

@@ -128,6 +128,36 @@ def test_the_digest_follows_weights_and_length(folder: Path, tmp_path: Path) -> 
     assert backbone.load(other).sha != first
 
 
+def test_what_is_saved_is_loaded_again(folder: Path, tmp_path: Path) -> None:
+    """A saved backbone has the vectors of its weights, and a digest that follows them alone."""
+    first = backbone.load(folder)
+    backbone.save(first, {}, tmp_path / "same")
+    same = backbone.load(tmp_path / "same")
+    torch.testing.assert_close(backbone.encode(same, TEXTS), backbone.encode(first, TEXTS))
+    up = first.module.state_dict()["layers.1.up.weight"]
+    for name in ("one", "two"):
+        backbone.save(first, {"layers.1.up.weight": up * 1.5}, tmp_path / name)
+    one, two = (backbone.load(tmp_path / name) for name in ("one", "two"))
+    assert one.sha == two.sha != same.sha
+    assert torch.equal(one.module.state_dict()["layers.1.up.weight"], up * 1.5)
+    assert (backbone.encode(one, TEXTS) - backbone.encode(first, TEXTS)).abs().max() > 1e-3
+    with pytest.raises(FileExistsError):
+        backbone.save(first, {}, tmp_path / "one")
+
+
+def test_pooling_is_saved_too(folder: Path, tmp_path: Path) -> None:
+    """What makes a sentence encoder of a BERT goes along."""
+    path = tmp_path / "cls"
+    shutil.copytree(folder, path)
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (path / "modules.json").write_text('[{"type": "models.Transformer"}]')
+    loaded = backbone.load(path)
+    backbone.save(loaded, {}, tmp_path / "saved")
+    saved = backbone.load(tmp_path / "saved").module
+    assert (saved.pooling, saved.normalise) == ("cls", False)
+
+
 def test_the_packaged_backbone_knows_what_is_alike() -> None:
     """The default backbone puts two space films nearer to each other than to a wedding comedy."""
     texts = [

@@ -19,13 +19,13 @@ THEMES = ("space", "wedding", "heist", "ghost")
 DAY = 86_400_000
 
 
-def small_bert(folder: Path) -> None:
-    """A one-layer BERT with random weights under the names that BERTs are saved with."""
+def small_bert(folder: Path, layers: int = 1) -> None:
+    """A BERT with random weights under the names that BERTs are saved with."""
     sizes = {
         "model_type": "bert",
         "vocab_size": 30522,
         "hidden_size": 32,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "intermediate_size": 16,
         "max_position_embeddings": 64,
@@ -34,16 +34,22 @@ def small_bert(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(sizes))
     shutil.copyfile(backbone.default_folder() / "tokenizer.json", folder / "tokenizer.json")
     torch.manual_seed(0)
-    layer = "encoder.layer.0"
+    names = [f"encoder.layer.{i}" for i in range(layers)]
     linear = {
-        f"{layer}.attention.self.query": (32, 32),
-        f"{layer}.attention.self.key": (32, 32),
-        f"{layer}.attention.self.value": (32, 32),
-        f"{layer}.attention.output.dense": (32, 32),
-        f"{layer}.intermediate.dense": (16, 32),
-        f"{layer}.output.dense": (32, 16),
+        f"{layer}.{name}": shape
+        for layer in names
+        for name, shape in {
+            "attention.self.query": (32, 32),
+            "attention.self.key": (32, 32),
+            "attention.self.value": (32, 32),
+            "attention.output.dense": (32, 32),
+            "intermediate.dense": (16, 32),
+            "output.dense": (32, 16),
+        }.items()
     }
-    norms = ("embeddings", f"{layer}.attention.output", f"{layer}.output")
+    norms = ["embeddings"]
+    for layer in names:
+        norms += [f"{layer}.attention.output", f"{layer}.output"]
     tables = {"word": 30522, "position": 64, "token_type": 2}
     weights = {f"{n}.weight": torch.randn(*shape) * 0.2 for n, shape in linear.items()}
     weights |= {f"{n}.bias": torch.zeros(shape[0]) for n, shape in linear.items()}
