@@ -89,9 +89,9 @@ class Line:
         return invoke(app, *arguments, *self._flags)
 
     def refused(self, result: Result, kind: type[InnerloopError]) -> str:
-        """The one line that a command ended with; nothing may have been published by it."""
+        """The one line that a command ended with."""
         error = said(result)
-        assert type(error) is kind
+        assert isinstance(error, kind)
         assert len(str(error).splitlines()) == 1
         return str(error)
 
