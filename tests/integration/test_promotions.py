@@ -22,13 +22,13 @@ from stream import bundles, promoting, succession, topics
 from stream.commands import models, promote, rollback, withdraw
 from stream.config import Settings
 from stream.errors import BundleError, GateRefused, InnerloopError, Overtaken, ReleaseError
+from stream.inspection import records
 from stream.kafka.producer import TransactionalProducer
 from stream.log import configure
 from stream.messages import schema
 from stream.progress import Reporter
 from stream.promoting import Promotion
 from stream.releases import Release
-from stream.replica import records
 from stream.succession import Asked, Standing
 from stream.testing_worker import NOW, click
 from tests.integration.world import FILMS, Topics
