@@ -62,7 +62,8 @@ def data(until: float = UNTIL + 2 * 86_400) -> Data:
 
 def verdict(challenger: Bundle, champion: Bundle | None, **asked: Any) -> dict[str, Any]:
     """What the gate says of them on the newest events."""
-    return gate.evaluated(challenger, champion, Slice(data=data(), **asked), SETTINGS, Reporter())
+    part = Slice(data=data(), **{"positions": 1_200, "validation": 600, **asked})
+    return gate.evaluated(challenger, champion, part, SETTINGS, Reporter())
 
 
 def in_other_rows(bundle: Bundle) -> Bundle:
@@ -113,7 +114,7 @@ def test_the_same_model_is_level_with_itself_whatever_its_rows(films: Bundle) ->
 
 def test_a_spoiled_model_is_refused_with_the_cohort_named(films: Bundle) -> None:
     """Shuffled weights: refused over all positions, and for the cohorts that lost most."""
-    found = verdict(spoiled(films), films)
+    found = verdict(spoiled(films), films, positions=10_000)
     assert not found["promoted"]
     assert "over all positions" in found["reasons"][0]
     named = [c["name"] for c in found["cohorts"][1:] if not c["passed"]]
