@@ -50,6 +50,7 @@ class Slice:
     data: Data
     start: float | None = None  # unix seconds, if later than what both models have learned from
     positions: int = POSITIONS  # lists at most
+    validation: int = VALIDATION  # lists before the slice that the baselines are tuned on, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,8 @@ def evaluated(
     _require_enough(sides[0].log, begin, options)
     _tell_what_is_missing(sides, reporter)
     with reporter.phase("choose the baselines") as advance:
-        rivals = _rivals(sides[0], begin, options, lambda share: advance(share, ""))
+        before = replace(options, most=asked.validation)
+        rivals = _rivals(sides[0], begin, before, lambda share: advance(share, ""))
     found = [
         _lists(side, begin, options, simple, reporter)
         for side, simple in zip(sides, (rivals, {}), strict=False)
@@ -262,16 +264,15 @@ def _rivals(
     Where the log holds too little from before, with the usual ones.
     """
     before = side.log.select(side.log.times < start)
-    part = min(len(before) // 5, 2 * VALIDATION)
+    part = min(len(before) // 5, 2 * (options.most or VALIDATION))
     begin = float(before.times[-part]) if part else start
-    asked = replace(options, most=VALIDATION)
-    if not rule.enough(_users_at(before, begin, asked)):
+    if not rule.enough(_users_at(before, begin, options)):
         return {**BASELINES, **({} if options.mask_seen else {"repeat": repeat})}
     families = tuned.families(side.bundle.meta.config, repeats=not options.mask_seen)
     tried = [f for f in families if f.name.removesuffix(" + recency") in _TUNED]
     meta = side.bundle.meta
     prior, catalogue = measuring.known_at(side.bundle, before, begin, side.catalogue)
-    chosen = tuned.choose(meta, before, begin, catalogue, prior, asked, tried, progress)
+    chosen = tuned.choose(meta, before, begin, catalogue, prior, options, tried, progress)
     return {_named(choice): choice.function for choice in chosen}
 
 

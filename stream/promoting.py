@@ -48,24 +48,15 @@ def promote(asked: Promotion, reporter: Reporter, on_verdict: OnVerdict) -> Rele
     Raises `GateRefused`; `ReleaseError` where it cannot stand beside or after the champion, was
     not judged, or has seen what it is to be judged on; `Overtaken`; `BundleError` and `DataError`.
     """
-    settings, seen = asked.settings, current(asked.settings)
+    seen = current(asked.settings)
     challenger = bundles.load(asked.bundle)
-    _require_new(seen, challenger, asked)
-    champion = _champion(seen, asked)
-    if champion is not None:
-        require_alike(challenger, champion)
-    verdict = _verdict(asked, challenger, champion, seen, reporter)
+    verdict = _verdict(asked, challenger, seen, reporter)
     on_verdict(verdict)
     if not (verdict["promoted"] or asked.force):
         raise GateRefused("; ".join(verdict["reasons"]))
-    address = bundles.put(asked.bundle, settings.model.registry)
+    address = bundles.put(asked.bundle, asked.settings.model.registry)
     model = ModelRef(version=challenger.manifest.version, bundle=address)
-    why = Asked(at=now_ms(), force=asked.force, note=asked.note)
-    if asked.share is None:
-        change = succession.promotion(seen, model, verdict, why)
-    else:
-        change = succession.canary(seen, model, asked.share, verdict, why)
-    return _published(settings, change, seen)
+    return _published(asked.settings, _change(asked, model, verdict, seen), seen)
 
 
 def promote_challenger(settings: Settings, why: Asked) -> Release:
@@ -118,12 +109,23 @@ def require_alike(challenger: Bundle, champion: Bundle) -> None:
 # -- steps --------------------------------------------------------------------------------------
 
 
-def _require_new(seen: Standing, challenger: Bundle, asked: Promotion) -> None:
-    """Refuse the champion's own version before any time is spent on it."""
-    model = ModelRef(version=challenger.manifest.version, bundle=asked.bundle)
-    succession.require_other(seen, model)
-    if asked.share is not None:
+def _change(asked: Promotion, model: ModelRef, verdict: Gate, seen: Standing) -> Change:
+    why = Asked(at=now_ms(), force=asked.force, note=asked.note)
+    if asked.share is None:
+        return succession.promotion(seen, model, verdict, why)
+    return succession.canary(seen, model, asked.share, verdict, why)
+
+
+def _require_sense(
+    seen: Standing, challenger: Bundle, champion: Bundle | None, canary: bool
+) -> None:
+    """Refuse what could not serve next, before any time is spent on it."""
+    version = challenger.manifest.version
+    succession.require_other(seen, version)
+    if canary:
         succession.required_champion(seen)
+    if champion is not None:
+        require_alike(challenger, champion)
 
 
 def _champion(seen: Standing, asked: Promotion) -> Bundle | None:
@@ -141,23 +143,23 @@ def _champion(seen: Standing, asked: Promotion) -> Bundle | None:
         ) from None
 
 
-def _verdict(
-    asked: Promotion,
-    challenger: Bundle,
-    champion: Bundle | None,
-    seen: Standing,
-    reporter: Reporter,
-) -> Gate:
+def _verdict(asked: Promotion, challenger: Bundle, seen: Standing, reporter: Reporter) -> Gate:
     """A new verdict, which goes into the manifest; or the one that is there; or none at all."""
-    version = challenger.manifest.version
+    champion = _champion(seen, asked)
+    _require_sense(seen, challenger, champion, asked.share is not None)
+    if asked.source is None:
+        return _known(asked, challenger, seen)
+    data = asked.source.read(asked.settings, challenger, reporter)
+    part = gate.Slice(data=data, start=asked.start, positions=asked.positions)
+    found = gate.evaluated(challenger, champion, part, asked.settings, reporter)
+    bundles.put_gate(asked.bundle, found)
+    return found
+
+
+def _known(asked: Promotion, challenger: Bundle, seen: Standing) -> Gate:
+    """The verdict in the manifest if it is about this champion. Raises `ReleaseError`."""
+    version, known = challenger.manifest.version, challenger.manifest.gate
     against = None if seen.champion is None else seen.champion.version
-    if asked.source is not None:
-        data = asked.source.read(asked.settings, challenger, reporter)
-        slice_ = gate.Slice(data=data, start=asked.start, positions=asked.positions)
-        found = gate.evaluated(challenger, champion, slice_, asked.settings, reporter)
-        bundles.put_gate(asked.bundle, found)
-        return found
-    known = challenger.manifest.gate
     if known is not None and known.get("champion") == against:
         return known
     if not asked.force:

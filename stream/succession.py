@@ -71,7 +71,7 @@ def promotion(now: Standing, model: ModelRef, gate: Gate, asked: Asked) -> Chang
 
     Raises `ReleaseError` for the model that serves already.
     """
-    require_other(now, model)
+    require_other(now, model.version)
     reason: Reason = "forced" if not gate["promoted"] else "first" if not now.champion else "gate"
     change: Change = {"champion": _champion(now, model, reason, gate, asked)}
     if now.challenger is not None and now.challenger.version == model.version:
@@ -84,7 +84,7 @@ def canary(now: Standing, model: ModelRef, share: float, gate: Gate, asked: Aske
 
     Raises `ReleaseError` where there is no champion, or the model is it.
     """
-    require_other(now, model)
+    require_other(now, model.version)
     champion = required_champion(now)
     release = Release(
         role="challenger",
@@ -137,10 +137,10 @@ def rollback(now: Standing, gate: Gate | None, asked: Asked) -> Change:
     return {"champion": _champion(now, model, "rollback", gate, asked)}
 
 
-def require_other(now: Standing, model: ModelRef) -> None:
+def require_other(now: Standing, version: str) -> None:
     """Raise `ReleaseError` for the model that serves already."""
-    if now.champion is not None and now.champion.version == model.version:
-        raise ReleaseError(f"{model.version} is the champion already", remedy="Name another model.")
+    if now.champion is not None and now.champion.version == version:
+        raise ReleaseError(f"{version} is the champion already", remedy="Name another model.")
 
 
 def required_champion(now: Standing) -> Release:

@@ -34,6 +34,7 @@ def record(key: bytes | None, value: bytes | None) -> Record:
         CHAMPION,
         msgspec.structs.replace(CHAMPION, reason="first", parent=None, gate=None),
         msgspec.structs.replace(CHAMPION, role="challenger", share=0.05, reason="canary"),
+        msgspec.structs.replace(CHAMPION, reason="forced", note="an outage"),
     ],
 )
 def test_a_release_satisfies_its_schema_and_is_read_back(release: Release) -> None:

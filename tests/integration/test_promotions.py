@@ -22,13 +22,13 @@ from stream import bundles, promoting, succession, topics
 from stream.commands import models, promote, rollback, withdraw
 from stream.config import Settings
 from stream.errors import BundleError, GateRefused, InnerloopError, Overtaken, ReleaseError
+from stream.inspection import records
 from stream.kafka.producer import TransactionalProducer
 from stream.log import configure
 from stream.messages import schema
 from stream.progress import Reporter
 from stream.promoting import Promotion
 from stream.releases import Release
-from stream.replica import records
 from stream.succession import Asked, Standing
 from stream.testing_worker import NOW, click
 from tests.integration.world import FILMS, Topics
@@ -89,9 +89,9 @@ class Line:
         return invoke(app, *arguments, *self._flags)
 
     def refused(self, result: Result, kind: type[InnerloopError]) -> str:
-        """The one line that a command ended with; nothing may have been published by it."""
+        """The one line that a command ended with."""
         error = said(result)
-        assert type(error) is kind
+        assert isinstance(error, kind)
         assert len(str(error).splitlines()) == 1
         return str(error)
 
