@@ -80,7 +80,7 @@ def _keep(plan: Plan, result: Result, seconds: float) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.lifecycle", description=__doc__)
-    parser.add_argument("--rate", type=float, default=Plan.rate, help="events a second (30)")
+    parser.add_argument("--rate", type=float, default=Plan.rate, help="events a second (15)")
     parser.add_argument(
         "--keep", action="store_true", help="write the figures to benchmarks/results/"
     )
