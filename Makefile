@@ -30,7 +30,7 @@ export UV_SYSTEM_CERTS ?= 1
 
 HOURS ?= 0
 
-.PHONY: demo test check bench data evaluate fuzz chaos format docs install lock clean help
+.PHONY: demo test check bench data evaluate fuzz chaos lifecycle format docs install lock clean help
 
 demo: $(READY)     ## see it work: broker, training, live traffic, two new users
 	@$(BIN)/innerloop demo $(ARGS)
@@ -60,6 +60,9 @@ fuzz: $(INSTALLED)   ## feed a million damaged messages and records to what read
 chaos: $(READY)    ## kill workers and brokers at random, then check every list; HOURS=8 goes on
 	@$(BIN)/python -m tests.chaos --hours $(HOURS) $(ARGS)
 
+lifecycle: $(READY) ## train, judge, swap and roll back models under live traffic, then check
+	@$(BIN)/python -m tests.lifecycle $(ARGS)
+
 format: $(INSTALLED) ## correct format and lint where that can be done by itself
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -79,7 +82,7 @@ clean:             ## remove .venv and everything tools have left here
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:              ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 compile = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" --no-emit-index-url --output-file $(1) $(2) $(ARGS)
