@@ -28,13 +28,14 @@ from stream.config import Settings
 from stream.errors import BrokerUnavailable, BundleUnreachable, InnerloopError, StateError
 from stream.messages import Deletion, Item
 from stream.metrics import Metrics
-from stream.model_cache import ModelCache, Terms
+from stream.model_cache import ModelCache
 from stream.places import Rows
 from stream.ports import Record, Tail
 from stream.preparing import Made, Preparer, Unwanted
 from stream.releases import ROLES, ModelRef, Release, ReleaseRefused, Role, read_release
 from stream.roles import Roles, ServedModel
 from stream.serving import Serving
+from stream.terms import Terms
 
 _log = log.get("model")
 

@@ -21,15 +21,13 @@ from stream import bundles, first_model
 from stream.config import Settings
 from stream.errors import BundleError, DataError
 from stream.run_folder import RunFolder
+from stream.terms import Terms
 
 CHAMPION, NONE = "champion", "none"
 """Names of a parent that are no addresses."""
 
 Start = Literal["parent", "base"]
 """Where the outer loop begins."""
-
-_SIGNALS = ("half_lives", "bucket", "neighbours")
-"""Settings of a model that counters depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +70,14 @@ def find(name: str | None, settings: Settings, folder: RunFolder | None) -> Pare
 
 
 def require_fit(parent: Parent, model: ModelConfig) -> None:
-    """Raises `BundleError` where the counters of the parent could not go on."""
-    old = parent.bundle.meta.config
-    for name in _SIGNALS:
-        if getattr(old, name) != getattr(model, name):
-            raise BundleError(
-                f"{parent.address}: {name} of its signals is {getattr(old, name)}, now it is "
-                f"{getattr(model, name)}",
-                remedy="Train with --parent none, and start workers anew with that bundle.",
-            )
+    """Raises `BundleError` where a model of these settings could not go on after the parent."""
+    since = parent.bundle.items.prior.time
+    try:
+        Terms.of_bundle(parent.bundle).require(Terms.of(model, since))
+    except BundleError as refused:
+        raise BundleError(
+            f"after {parent.address}: {refused.detail}", remedy=refused.remedy
+        ) from None
 
 
 def refuse_leakage(parent: Parent, fit: float) -> None:

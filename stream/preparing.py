@@ -27,11 +27,11 @@ from stream.config import Settings
 from stream.errors import BundleError
 from stream.item_encoder import ItemEncoder, VectorCache
 from stream.messages import Deletion, Item
-from stream.model_cache import Terms
 from stream.places import Places
 from stream.releases import ModelRef
 from stream.serving import Serving
 from stream.shared_signals import SharedSignals
+from stream.terms import Terms
 
 _log = log.get("worker")
 

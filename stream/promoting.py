@@ -18,6 +18,7 @@ from stream.kafka.producer import TransactionalProducer
 from stream.progress import Reporter
 from stream.releases import ModelRef, Release
 from stream.succession import Asked, Change, Gate, Standing, read_standing
+from stream.terms import Terms
 
 OnVerdict = Callable[[Gate], None]
 """Told the verdict before anything follows from it."""
@@ -84,26 +85,11 @@ def roll_back(settings: Settings, why: Asked) -> Release:
 
 
 def require_alike(challenger: Bundle, champion: Bundle) -> None:
-    """Raise `ReleaseError` where what the workers have counted would not fit the new model.
-
-    Signals are shared by all models and go on when a model changes: their half-lives, buckets and
-    neighbours have to be the same, and both priors have to end where the workers' counting begins.
-    """
-    for name in ("half_lives", "bucket", "neighbours"):
-        own, other = (getattr(b.meta.config, name) for b in (challenger, champion))
-        if own != other:
-            raise ReleaseError(
-                f"{name} of its signals is {own}, the champion's is {other}: what workers have "
-                "counted would not fit",
-                remedy="Train it with the champion's settings of signals.",
-            )
-    own, other = (b.items.prior.time for b in (challenger, champion))
-    if own != other:
-        raise ReleaseError(
-            f"its counters end at {gate.when(own)}, the champion's at {gate.when(other)}: events "
-            "in between would count twice or never",
-            remedy="Train it with --parent champion, which carries the champion's counters on.",
-        )
+    """Raise `ReleaseError` where what is stored would not fit the new model: workers refuse it."""
+    try:
+        Terms.of_bundle(champion).require(Terms.of_bundle(challenger))
+    except BundleError as refused:
+        raise ReleaseError(refused.detail, remedy=refused.remedy) from None
 
 
 # -- steps --------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from stream.config import Settings
 from stream.errors import BundleError, BundleUnreachable
 from stream.first_model import first
 from stream.item_encoder import ItemEncoder
-from stream.model_cache import ModelCache, Terms
+from stream.model_cache import ModelCache
 from stream.preparing import OpenModel
 from stream.releases import ModelRef, Release
+from stream.terms import Terms
 from stream.testing_worker import LetterEncoder
 from tests.unit.test_bundle import made
 

@@ -81,7 +81,9 @@ def test_other_settings_of_signals_are_refused(parent: Parent) -> None:
     """Counters of other half-lives or buckets cannot go on; the setting is named."""
     fitting = parent.bundle.meta.config
     parents.require_fit(parent, fitting)
-    with pytest.raises(BundleError, match=r"bucket of its signals is 3600.0, now it is 60.0"):
+    with pytest.raises(
+        BundleError, match=r"signals have bucket 60.0, those that are counted 3600.0"
+    ):
         parents.require_fit(parent, replace(fitting, bucket=60.0))
     with pytest.raises(BundleError, match="half_lives"):
         parents.require_fit(parent, replace(fitting, half_lives=(1.0,)))
