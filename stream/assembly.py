@@ -60,7 +60,7 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
     metrics = Metrics()
     with ExitStack() as stack:
         stores = stack.enter_context(open_stores(settings))
-        roles, models = _models(settings, stores, metrics, checkpoint, stack)
+        model, roles, models = _models(settings, stores, metrics, checkpoint, stack)
         pipeline = Pipeline(
             settings,
             roles,
@@ -75,6 +75,7 @@ def worker(settings: Settings, checkpoint: Checkpoint = checkpoints.ignore) -> I
         gc.collect()
         gc.freeze()  # torch and the model stay: looking through them stops a batch for 0.2 s
         stack.callback(gc.unfreeze)
+        model.say()
         yield Running(made, endpoint, stores.worker_id)
 
 
@@ -84,14 +85,14 @@ def _models(
     metrics: Metrics,
     checkpoint: Checkpoint,
     stack: ExitStack,
-) -> tuple[Roles, Models | None]:
+) -> tuple[OpenModel, Roles, Models | None]:
     """The model to begin with, and who follows `models`; None with `model.follow` off."""
     source = ModelSource(settings, stores, checkpoint)
     model, refusal = patiently(settings, source.first)
     roles = Roles(ServedModel(settings, _serving(settings, model), time.time))
     if not settings.model.follow:
         tell(metrics, roles)
-        return roles, None
+        return model, roles, None
     models = Models(
         settings,
         roles,
@@ -104,7 +105,7 @@ def _models(
         refused=refusal,
     )
     stack.callback(models.close)
-    return roles, models
+    return model, roles, models
 
 
 def patiently(settings: Settings, call: Callable[[], T]) -> T:

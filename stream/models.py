@@ -240,6 +240,7 @@ class Models:
         self._job = None
         phases = {f"{name}_s": round(s, 3) for name, s in made.seconds.items()}
         _log.info("model prepared", version=job.serving.version, **phases)
+        made.model.say()
 
     def _refuse(self, release: Release, error: Exception) -> None:
         """Go on with what serves; say why once for each record and reason."""

@@ -54,6 +54,12 @@ class OpenModel:
     items: Items
     encoder: ItemEncoder
     device: str = "cpu"
+    variant: str = "fp32"  # of the encoder
+    provider: str = ""  # of ONNX Runtime that runs it
+
+    def say(self) -> None:
+        """One log line: what runs, and on what."""
+        _log.info("encoder", variant=self.variant, provider=self.provider, ranking=self.device)
 
     @property
     def terms(self) -> Terms:
@@ -134,14 +140,14 @@ def opened(settings: Settings, bundle: Bundle, cache: VectorCache | None = None)
     """
     device = choose_device(settings.model.device)
     encoder = bundles.encoder(bundle, device=device, threads=settings.model.threads)
-    variant = bundle.manifest.encoder.variant
-    _log.info("encoder", variant=variant, provider=encoder.provider, ranking=device)
     return OpenModel(
         version=bundle.manifest.version,
         meta=bundle.meta.to(device),
         items=bundle.items,
         encoder=ItemEncoder(encoder, cache, dense_field(bundle.items)),
         device=device,
+        variant=bundle.manifest.encoder.variant,
+        provider=encoder.provider,
     )
 
 

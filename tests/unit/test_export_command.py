@@ -13,7 +13,7 @@ import pytest
 
 from export.bundle import Bundle
 from export.parity import Probe
-from stream import assembly, bundles, config, datasets
+from stream import bundles, config, datasets, preparing
 from stream.commands import evaluate, export, train
 from stream.errors import BundleError
 from stream.log import configure
@@ -129,9 +129,9 @@ def test_an_exported_bundle_is_served_like_any_other(home: Path, exported: Bundl
 def test_the_log_says_what_encodes_and_where(
     exported: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A worker that takes a bundle names the variant of its encoder and the provider it runs on."""
+    """A bundle at work names the variant of its encoder and the provider it runs on, if asked."""
     configure(config.Log(format="json"))
-    assembly.serving(config.Settings(), exported)
+    preparing.opened(config.Settings(), exported).say()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "{" in line]
     (line,) = [line for line in lines if line["event"] == "encoder"]
     assert (line["variant"], line["provider"]) == ("int8-tokens", "CPUExecutionProvider")
