@@ -79,7 +79,10 @@ def settings_of(servers: str, plan: Plan, folder: Path) -> Settings:
 
 
 def run(plan: Plan, settings: Settings, folder: Path, say: Callable[[str], None]) -> Result:
-    """The whole life. Raises `CommandFailed`, `TimeoutError` and the errors of Innerloop."""
+    """The whole life.
+
+    Raises `CommandFailed`, `AssertionError` where workers take too long, and Innerloop's errors.
+    """
     topics.create(settings)
     with ExitStack() as stack:
         events = movietweetings.events()
