@@ -167,4 +167,9 @@ def spread(figure: Figure | None) -> str:
     """A relative difference with its interval, such as `+1.2% (-0.4% to +2.8%)`."""
     if figure is None:
         return "-"
-    return f"{figure.mean:+.1%} ({figure.low:+.1%} to {figure.high:+.1%})"
+    return f"{_percent(figure.mean)} ({_percent(figure.low)} to {_percent(figure.high)})"
+
+
+def _percent(difference: float) -> str:
+    """Relative to next to nothing a number has no meaning but that it is large."""
+    return f"{difference:+.1%}" if difference < 10 else ">+1000%"

@@ -84,7 +84,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="write the figures to benchmarks/results/"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 1 <= arguments.rate <= 1_000:
+        parser.error(f"--rate {arguments.rate:g} is not between 1 and 1,000 events a second")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from stream.datasets import messages_for
 from stream.demo.watch import lag
 from stream.loading import SHIPPED
 from stream.releases import Release
+from stream.tables import instant
 from tests.chaos.checker import Readings, check, read
 from tests.integration.world import Topics, eventually
 from tests.lifecycle.commands import Shell, spoil
@@ -50,12 +51,14 @@ class Plan:
     first: Training = Training(
         events=40_000, window="80d", steps=60, more=("learning.experts=false",)
     )
-    second: Training = Training(events=91_000, window="180d", steps=300)
+    second: Training = Training(events=80_000, window="160d", steps=400)
+    newest: int = 91_000  # events sent before the second is judged, by what came after its training
     third: Training = Training(events=95_000, window="190d", steps=300)
     workers: int = 2
     partitions: int = 4
     rate: float = 15.0  # events a second
     quiet_s: float = 20.0  # of freshness before and after a change
+    positions: int = 3_000  # lists that the gate judges: three verdicts in a minute
     patience_s: float = 240.0  # for what workers have to do
 
 
@@ -76,7 +79,10 @@ def settings_of(servers: str, plan: Plan, folder: Path) -> Settings:
 
 
 def run(plan: Plan, settings: Settings, folder: Path, say: Callable[[str], None]) -> Result:
-    """The whole life. Raises `CommandFailed`, `TimeoutError` and the errors of Innerloop."""
+    """The whole life.
+
+    Raises `CommandFailed`, `AssertionError` where workers take too long, and Innerloop's errors.
+    """
     topics.create(settings)
     with ExitStack() as stack:
         events = movietweetings.events()
@@ -85,7 +91,7 @@ def run(plan: Plan, settings: Settings, folder: Path, say: Callable[[str], None]
         life.begin()
         crew = stack.enter_context(Crew(settings, folder, plan.workers, life.bundle("first")))
         life.serve(crew)
-        life.retrain("second", plan.second)
+        life.retrain("second", plan.second, plan.newest)
         life.spoiled()
         life.retrain("third", plan.third, insist=True)
         life.roll_back()
@@ -108,6 +114,7 @@ class _Life:
     judged: list[Judged] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)  # reigns, unix seconds
     spans: list[list[Span]] = field(default_factory=list)  # before, during, after each change
+    since: str | None = None  # where the slice begins; None = where the gate lets it begin
     migrated: int = 0
     troubles: list[str] = field(default_factory=list)
 
@@ -140,17 +147,22 @@ class _Life:
         self._caught_up()
         self.replay.start()
 
-    def retrain(self, name: str, training: Training, *, insist: bool = False) -> None:
+    def retrain(
+        self, name: str, training: Training, newest: int = 0, *, insist: bool = False
+    ) -> None:
         """A challenger goes on from the champion on a longer window, and is judged.
 
-        With `insist` a refused one is promoted by force, so that workers swap again.
+        With `newest` the log goes on up to so many events in between, and those alone are judged;
+        else the slice is the gate's own. With `insist` a refused model is promoted by force, so
+        that workers swap again.
         """
         self.say(f"== more of the log comes, then a retraining on {training.window}: {name}")
         self._train(name, training)
+        self.since = self._time() if newest else None
+        self.replay.hurry(newest)
         self._caught_up()
         before = self._quiet("before")
-        words = ("promote", str(self.bundle(name)), "--from-kafka", "--window", training.window)
-        passed = self._judge(name, *words)
+        passed = self._judge(name)
         if not passed and not insist:
             self.troubles.append(f"the gate refused the {name} model")
             return
@@ -163,10 +175,9 @@ class _Life:
     def spoiled(self) -> None:
         """A challenger whose weights were shuffled is refused, and nothing changes."""
         self.say("== a challenger with shuffled weights")
-        champion, out = self._champion(), self.bundle("spoiled")
-        spoil(champion.bundle, str(out))
-        window = self.plan.second.window
-        if self._judge("spoiled", "promote", str(out), "--from-kafka", "--window", window):
+        champion = self._champion()
+        spoil(champion.bundle, str(self.bundle("spoiled")))
+        if self._judge("spoiled"):
             self.troubles.append("the gate promoted the spoiled model")
         if self._champion() != champion or not self.crew.all_serve(champion.version):
             self.troubles.append("the spoiled model changed what serves")
@@ -225,10 +236,17 @@ class _Life:
             *(word for setting in settings for word in ("--set", setting)),
         )
 
-    def _judge(self, name: str, *words: str) -> bool:
-        passed = self.shell.passes(*words)
+    def _judge(self, name: str) -> bool:
+        since = () if self.since is None else ("--from", self.since)
+        positions = ("--positions", str(self.plan.positions))
+        where = ("--from-kafka", *since, *positions)
+        passed = self.shell.passes("promote", str(self.bundle(name)), *where)
         self.judged.append(Judged.of(name, self.bundle(name)))
         return passed
+
+    def _time(self) -> str:
+        """Event time up to which the log has come."""
+        return instant(self.replay.newest)
 
     def _change(self, before: Span) -> None:
         """The champion is another: wait for workers and users, and note how long it took."""

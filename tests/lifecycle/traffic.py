@@ -33,6 +33,11 @@ class Replay:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def newest(self) -> int:
+        """Event time of the next event to be sent, ms."""
+        return self._events[min(self.sent, len(self._events) - 1)].timestamp
+
     def start(self) -> None:
         """Go on at the steady rate."""
         self._thread.start()

@@ -163,3 +163,9 @@ def test_a_side_without_users_is_refused() -> None:
     """Nothing can be said of a group of nobody."""
     with pytest.raises(ValueError, match="nobody"):
         report.compare_apart(np.array([0.1]), np.zeros(0))
+
+
+def test_a_change_from_next_to_nothing_is_told_as_large() -> None:
+    """A champion without a hit in a cohort makes the relative change a number of any length."""
+    assert gate.spread(Figure(0.012, -0.004, 0.028)) == "+1.2% (-0.4% to +2.8%)"
+    assert gate.spread(Figure(1.2e11, 4.15, 2e11)) == ">+1000% (+415.0% to >+1000%)"
