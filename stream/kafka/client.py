@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import confluent_kafka as ck
 
@@ -189,24 +189,30 @@ def to_records(messages: list[Any]) -> tuple[list[Record], list[Any]]:
     return records, [m for m in messages if m.error() is not None]
 
 
-def answered(call: Callable[[], T], patience: float, doing: str) -> T:
-    """The result of a call from which librdkafka may never return, made in a thread of its own.
+class Call(Generic[T]):
+    """A call from which librdkafka may never return, made in a thread of its own."""
 
-    Raises `BrokerUnavailable` after `patience` seconds; the client must not be used after that.
-    """
-    answer: Future[T] = Future()
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._answer: Future[T] = Future()
+        threading.Thread(target=self._ask, args=(call,), daemon=True).start()
 
-    def ask() -> None:
+    def answer(self, patience: float, doing: str) -> T:
+        """The result; may be asked for again. Raises `BrokerUnavailable` after `patience` s."""
         try:
-            answer.set_result(call())
-        except Exception as error:
-            answer.set_exception(error)
+            return self._answer.result(patience)
+        except TimeoutError:
+            raise BrokerUnavailable(f"{doing}: no answer in {patience:.0f} s") from None
 
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return answer.result(patience)
-    except TimeoutError:
-        raise BrokerUnavailable(f"{doing}: no answer in {patience:.0f} s") from None
+    def _ask(self, call: Callable[[], T]) -> None:
+        try:
+            self._answer.set_result(call())
+        except Exception as error:
+            self._answer.set_exception(error)
+
+
+def answered(call: Callable[[], T], patience: float, doing: str) -> T:
+    """The result of such a call. After `BrokerUnavailable` the client must not be used."""
+    return Call(call).answer(patience, doing)
 
 
 def retried(call: Callable[[], T], patience: Patience) -> T:

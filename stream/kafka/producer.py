@@ -12,6 +12,7 @@ from stream.config import Settings
 from stream.errors import Aborted, BrokerUnavailable
 from stream.kafka.client import (
     CONNECT_S,
+    Call,
     Patience,
     Trouble,
     Waiting,
@@ -47,6 +48,7 @@ class TransactionalProducer:
         self._written: dict[TopicPartition, int] = {}
         self._refused: ck.KafkaError | None = None
         self._stuck = False  # in a call that does not return
+        self._closing: Call[None] | None = None  # once it ends
 
     def init(self) -> None:
         """Fence older producers of the same id and abort what they left open."""
@@ -121,9 +123,14 @@ class TransactionalProducer:
             self.renew()
 
     def renew(self) -> None:
-        """A new producer of the same id: the broker ends what the old one left open."""
-        self.close()
-        self._stuck = False
+        """A new producer of the same id: the broker ends what the old one left open.
+
+        Not before the old one has ended. While it aborts it may ask for its epoch anew, which the
+        broker takes for a repeated request (KIP-360): it would get the epoch of the new one, and
+        abort a transaction that the new one has open. Raises `BrokerUnavailable` until then.
+        """
+        self._end()
+        self._stuck, self._closing = False, None
         self._trouble = Trouble()
         self._producer = connect(ck.Producer, self._properties, self._trouble)
         self.init()
@@ -133,11 +140,20 @@ class TransactionalProducer:
 
         One that waits without end, for an answer or to abort, is left to itself.
         """
+        with suppress(BrokerUnavailable):
+            self._end()
+
+    def _end(self) -> None:
+        """Return when the producer is no more. Raises `BrokerUnavailable` where that takes long."""
         if self._stuck:
             return
+        self._closing = self._closing or Call(self._close)
+        self._closing.answer(STUCK_S, "closing the producer")
+
+    def _close(self) -> None:
         quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
-        with quiet, suppress(ck.KafkaException, BrokerUnavailable):  # fenced: it is over anyway
-            answered(self._producer.close, STUCK_S, "closing the producer")
+        with quiet, suppress(ck.KafkaException):  # of one that was fenced: it is over anyway
+            self._producer.close()
 
     def hurry(self) -> None:
         """Do not wait long for brokers any more: the process is to stop."""
