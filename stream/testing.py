@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from stream.errors import Aborted, OffsetOutOfRange, ProducerFenced
+from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange, ProducerFenced
 from stream.ports import BEGINNING, Message, Positions, RebalanceListener, Record, TopicPartition
 from stream.testing_log import MemoryLog, Transaction
 
@@ -61,6 +61,9 @@ class MemoryConsumer:
                 raise
             records += found
             self._positions[tp] = position
+        if records and self._log.losing_reads:
+            self._log.losing_reads -= 1
+            raise BrokerUnavailable("an error came among the records")
         return records
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:

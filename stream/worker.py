@@ -156,6 +156,9 @@ class Worker:
         except OffsetOutOfRange as missing:
             self._begin(TopicPartition(missing.topic, missing.partition))
             return Batch()
+        except (BrokerUnavailable, ProducerFenced):
+            self._in_doubt = True  # records that came with the error are gone: read them again
+            raise
 
     def _begin(self, tp: TopicPartition) -> None:
         """Go to the oldest record: nothing was read yet, or retention has overtaken the worker."""

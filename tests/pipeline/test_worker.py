@@ -308,3 +308,15 @@ def test_events_lost_to_retention_are_counted_and_the_worker_goes_on(world: Memo
     world.run()
     assert world.metrics.gaps.collect()[0].samples[0].value == 2
     assert world.lists()["ada"]["shots"] == 2
+
+
+def test_records_that_an_error_took_along_are_read_again(world: MemoryWorld) -> None:
+    """A read that fails after it has moved on costs no event: the committed offsets count."""
+    world.run()
+    for losing in (1, 2):
+        for name in ("h1", "h2", "c3"):
+            world.click("ada", f"{name[0]}{int(name[1:]) + losing}")
+        world.log.losing_reads = losing
+        world.run(turns=20)
+        assert world.log.losing_reads == 0
+        assert world.lists()["ada"]["shots"] == 3 * losing
