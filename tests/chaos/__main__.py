@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -27,14 +28,30 @@ def main() -> int:
     say(f"seed {plan.seed}")
     with tempfile.TemporaryDirectory(prefix="innerloop-chaos-") as folder:
         result = chaos.on_a_cluster(plan, Path(folder), say)
+        if not result.passed:
+            say(f"kept: {keep(result, Path(folder), KEPT / str(plan.seed))}")
     report(result, time.monotonic() - began)
     return 0 if result.passed else 1
 
+
+KEPT = Path("var/chaos")
+"""Where logs of runs that failed are kept."""
 
 ROLLING = Goals(
     kills=0, wipes=0, rebalances=20, broker_restarts=0, stops=0, full_disks=0, each_point=0
 )
 """What is done where nobody is killed."""
+
+
+def keep(result: chaos.Result, folder: Path, place: Path) -> Path:
+    """Workers' logs and every finding, for who looks for the cause; returns where they are."""
+    place.mkdir(parents=True, exist_ok=True)
+    for log in folder.glob("*.log"):
+        shutil.copy(log, place)
+    verdict = result.verdict
+    found = (*verdict.lost, *verdict.repeated, *verdict.regressions, *result.troubles)
+    (place / "findings.txt").write_text("".join(f"{line}\n" for line in found))
+    return place
 
 
 def report(result: chaos.Result, seconds: float) -> None:
