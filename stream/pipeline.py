@@ -155,10 +155,8 @@ class Pipeline:
 
     def _bury(self, batch: DecodedBatch, outcome: Outcome, bare: bool) -> None:
         """What cannot be used goes to dead letters, so that the offsets move on."""
-        topic, write = (
-            self._settings.kafka.topic("dead_letters"),
-            bare_letter if bare else dead_letter,
-        )
+        topic = self._settings.kafka.topic("dead_letters")
+        write = bare_letter if bare else dead_letter
         for letter in batch.dead:
             key, value, headers = write(letter.record, letter.reason, letter.detail)
             partition = letter.record.partition % self._dead_letter_partitions

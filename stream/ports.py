@@ -63,7 +63,10 @@ class GroupConsumer(Protocol):
         """Join the group."""
 
     def consume(self, limit: int, timeout: float) -> list[Record]:
-        """At most `limit` records; an empty list after `timeout` seconds."""
+        """At most `limit` records; an empty list after `timeout` seconds.
+
+        After an error the committed offsets say where to go on: the read may have moved on.
+        """
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Deliver nothing of these."""

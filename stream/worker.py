@@ -157,7 +157,7 @@ class Worker:
             self._begin(TopicPartition(missing.topic, missing.partition))
             return Batch()
         except (BrokerUnavailable, ProducerFenced):
-            self._in_doubt = True  # records that came with the error are gone: read them again
+            self._in_doubt = True  # a read that breaks off may have moved on: read again
             raise
 
     def _begin(self, tp: TopicPartition) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import confluent_kafka as ck
 
 from stream import log as log_of_stream
-from stream.errors import AccessDenied, BrokerUnavailable
+from stream.errors import AccessDenied, BrokerUnavailable, InnerloopError
 from stream.kafka.errors import RETRY, is_denied, translate
 from stream.kafka.properties import Properties
 from stream.ports import Positions, Record, TopicPartition
@@ -50,10 +51,6 @@ class Patience:
         """Wait for `HURRY_S` at most from now on; may be called from a signal handler."""
         self.seconds = min(self.seconds, HURRY_S)
 
-    def over(self, began: float) -> bool:
-        """Whether what began then (`time.monotonic`) has been waited for long enough."""
-        return time.monotonic() - began > self.seconds
-
 
 class Waiting:
     """One wait, which is told of in the log once it is no blink of an eye."""
@@ -65,7 +62,7 @@ class Waiting:
 
     def over(self) -> bool:
         """Whether patience is over."""
-        return self._patience.over(self._began)
+        return time.monotonic() - self._began > self._patience.seconds
 
     def goes_on(self, why: str) -> None:
         """Say once, after `TELL_S`, what is waited for."""
@@ -103,6 +100,22 @@ class Trouble:
         """Raise `AccessDenied` when the broker refused this client, which no retry heals."""
         if self._denied:
             raise AccessDenied(f"{doing}: {self._denied}") from None
+
+
+class Late:
+    """Errors that came among records: each is raised once the records have been handed out."""
+
+    def __init__(self) -> None:
+        self._errors: deque[InnerloopError] = deque()
+
+    def add(self, error: InnerloopError) -> None:
+        """Keep an error for later."""
+        self._errors.append(error)
+
+    def raise_first(self) -> None:
+        """Raise the oldest one, if there is any."""
+        if self._errors:
+            raise self._errors.popleft()
 
 
 class _Attempts(logging.Filter):
@@ -197,7 +210,10 @@ class Call(Generic[T]):
         threading.Thread(target=self._ask, args=(call,), daemon=True).start()
 
     def answer(self, patience: float, doing: str) -> T:
-        """The result; may be asked for again. Raises `BrokerUnavailable` after `patience` s."""
+        """The result; may be asked for again.
+
+        Raises `BrokerUnavailable` after `patience` seconds; the client must not be used then.
+        """
         try:
             return self._answer.result(patience)
         except TimeoutError:
@@ -208,11 +224,6 @@ class Call(Generic[T]):
             self._answer.set_result(call())
         except Exception as error:
             self._answer.set_exception(error)
-
-
-def answered(call: Callable[[], T], patience: float, doing: str) -> T:
-    """The result of such a call. After `BrokerUnavailable` the client must not be used."""
-    return Call(call).answer(patience, doing)
 
 
 def retried(call: Callable[[], T], patience: Patience) -> T:

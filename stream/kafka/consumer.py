@@ -11,6 +11,7 @@ from stream.config import Kafka
 from stream.errors import Aborted, OffsetOutOfRange
 from stream.kafka.client import (
     CONNECT_S,
+    Late,
     Patience,
     Trouble,
     checked,
@@ -41,7 +42,7 @@ class GroupConsumer:
         self._patience = Patience(kafka.patience_s)
         self._seeks: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
-        self._gaps: list[OffsetOutOfRange] = []
+        self._late = Late()
         self._stopped: set[TopicPartition] = set()  # not fetched since an offset was out of range
         self._orphaned = False  # thrown out of the group by librdkafka itself
         self._join: Callable[[], None] = lambda: None
@@ -76,10 +77,10 @@ class GroupConsumer:
     def consume(self, limit: int, timeout: float) -> list[Record]:
         """At most `limit` records; an empty list after `timeout` seconds.
 
-        Raises `OffsetOutOfRange` after the records before it have been returned; the partition
-        stands still until `seek`.
+        Errors are raised after the records before them have been returned. After
+        `OffsetOutOfRange` the partition stands still until `seek`.
         """
-        self._raise_gap()
+        self._late.raise_first()
         self._try_seeks()
         with self._trouble.explained("consuming"):
             messages = self._consumer.consume(limit, timeout)
@@ -89,7 +90,7 @@ class GroupConsumer:
         if self._orphaned:
             self._join_anew()
         if not records:
-            self._raise_gap()
+            self._late.raise_first()
         return records
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
@@ -161,11 +162,11 @@ class GroupConsumer:
         if error.code() == ck.KafkaError._AUTO_OFFSET_RESET:
             tp = TopicPartition(str(message.topic()), int(message.partition() or 0))
             self._stopped.add(tp)
-            self._gaps.append(OffsetOutOfRange(*tp))
+            self._late.add(OffsetOutOfRange(*tp))
         elif is_final(error) and not self._consumer.memberid():
             self._orphaned = True
         elif is_final(error) or is_denied(error.name()) or not error.name().startswith("_"):
-            raise translate(error, "consuming")
+            self._late.add(translate(error, "consuming"))
         else:
             log.debug("%s: %s", error.name(), error.str())
 
@@ -180,10 +181,6 @@ class GroupConsumer:
         self._consumer = connect(ck.Consumer, self._properties, self._trouble)
         self._orphaned = False
         self._join()
-
-    def _raise_gap(self) -> None:
-        if self._gaps:
-            raise self._gaps.pop(0)
 
     def _try_seeks(self) -> None:
         """A partition that was assigned just now cannot be moved yet: it stands still meanwhile."""

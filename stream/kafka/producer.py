@@ -16,7 +16,6 @@ from stream.kafka.client import (
     Patience,
     Trouble,
     Waiting,
-    answered,
     connect,
     native_positions,
     retried,
@@ -162,7 +161,7 @@ class TransactionalProducer:
     def _answered(self, send: Callable[[], None]) -> None:
         """librdkafka waits without end for a coordinator that has left the cluster's metadata."""
         try:
-            answered(send, STUCK_S, _ADDING)
+            Call(send).answer(STUCK_S, _ADDING)
         except BrokerUnavailable:
             self._stuck = True
             raise

@@ -10,7 +10,7 @@ from stream.config import Kafka
 from stream.errors import OffsetOutOfRange
 from stream.kafka import properties
 from stream.kafka.admin import Admin
-from stream.kafka.client import Trouble, connect, log, native_positions, to_records
+from stream.kafka.client import Late, Trouble, connect, log, native_positions, to_records
 from stream.kafka.errors import is_denied, passes, translate
 from stream.ports import Positions, Record, TopicPartition
 
@@ -29,10 +29,13 @@ class _Follower:
         self._trouble = Trouble()
         self._consumer = connect(ck.Consumer, properties, self._trouble)
         self._targets = targets
+        self._late = Late()
         self.open = {tp for tp, target in targets.items() if positions.get(tp, 0) < target}
         self._consumer.assign(native_positions(positions))
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
+        """Errors are raised after the records before them have been returned."""
+        self._late.raise_first()
         with self._trouble.explained("reading"):
             messages = self._consumer.consume(limit, 0)
             if not messages and (first := self._consumer.poll(timeout)) is not None:
@@ -43,6 +46,8 @@ class _Follower:
         if self.open:
             for tp, offset in {record[:2]: record.offset for record in records}.items():
                 self._reached(tp, offset + 1)
+        if not records:
+            self._late.raise_first()
         return records
 
     def close(self) -> None:
@@ -53,9 +58,9 @@ class _Follower:
         if error.code() == ck.KafkaError._PARTITION_EOF:
             self._reached(tp, int(message.offset() or 0))
         elif error.code() == ck.KafkaError._AUTO_OFFSET_RESET:
-            raise OffsetOutOfRange(*tp)
+            self._late.add(OffsetOutOfRange(*tp))
         elif is_denied(error.name()) or not passes(error.name()):
-            raise translate(error, f"reading {tp[0]}")
+            self._late.add(translate(error, f"reading {tp[0]}"))
         else:
             log.debug("%s: %s", error.name(), error.str())
 
