@@ -91,6 +91,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     files: dict[str, FileEntry] = {}
 
+    def cut(self, part: str) -> float | None:
+        """Unix seconds at which a part of the training's log begins, `fit` or `test`, if known."""
+        found = self.metrics.get("cuts", {}).get(part)
+        return float(found) if isinstance(found, float | int) else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:

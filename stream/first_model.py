@@ -16,34 +16,30 @@ from stream.errors import BundleError
 from stream.model_cache import ModelCache
 from stream.models import Refusal, refusal_of
 from stream.preparing import OpenModel
-from stream.releases import ModelRef, Release, Role
+from stream.releases import ModelRef, Release
 from stream.roles import challenged
-from stream.succession import read_standing
+from stream.succession import Standing
 
 _log = log.get("model")
 
 Open = Callable[[Bundle], OpenModel]
 
 
-def releases(settings: Settings) -> dict[Role, Release]:
-    """What `models` says now, by role. Raises `TopicError`."""
-    now = read_standing(inspection.records(settings, "models"))
-    found = (release for release in (now.champion, now.challenger) if release is not None)
-    return {release.role: release for release in found}
+def followed(settings: Settings) -> Standing:
+    """The roles that workers with these settings follow; none with `model.follow` off.
 
-
-def champion_of(settings: Settings) -> Release | None:
-    """The champion that workers with these settings follow. Raises `TopicError`."""
-    return releases(settings).get("champion") if settings.model.follow else None
+    Raises `TopicError` and `BrokerUnavailable`.
+    """
+    return inspection.standing(settings) if settings.model.follow else Standing()
 
 
 def bundle(settings: Settings, user: str | None = None) -> Bundle:
     """What workers with these settings serve a user with, for commands. Raises `BundleError`."""
-    found = releases(settings) if settings.model.follow else {}
-    champion, tried = found.get("champion"), found.get("challenger")
+    now = followed(settings)
+    tried = now.challenger
     if tried is not None and user is not None and challenged([user], tried.share)[0]:
         return bundles.load(tried.bundle)
-    return _configured(settings) if champion is None else bundles.load(champion.bundle)
+    return _configured(settings) if now.champion is None else bundles.load(now.champion.bundle)
 
 
 def first(

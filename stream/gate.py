@@ -70,10 +70,8 @@ class Contender:
     @property
     def learned_until(self) -> float:
         """Unix seconds of the first event that no weight was learned from."""
-        cut = self.bundle.manifest.metrics.get("cuts", {}).get("test")
-        if isinstance(cut, float | int):
-            return float(cut)
-        return float(np.nextafter(self.bundle.manifest.window.last, np.inf))
+        cut = self.bundle.manifest.cut("test")
+        return float(np.nextafter(self.bundle.manifest.window.last, np.inf)) if cut is None else cut
 
 
 def evaluated(

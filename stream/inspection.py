@@ -19,6 +19,7 @@ from stream.messages import Item, decode_items
 from stream.murmur2 import partition_of
 from stream.ports import LogReader as LogReaderPort
 from stream.ports import Record, TopicPartition
+from stream.succession import Standing, read_standing
 from stream.tables import instant, printable
 from stream.user_state import (
     IGNORED,
@@ -102,6 +103,11 @@ def records(settings: Settings, role: str) -> Iterator[Record]:
         starts = admin.start_offsets(admin.partitions(settings.kafka.topic(role)))
     with closing(LogReader(settings.kafka)) as reader:
         yield from committed(reader, starts)
+
+
+def standing(settings: Settings) -> Standing:
+    """The roles that `models` gives now. Raises `TopicError` and `BrokerUnavailable`."""
+    return read_standing(records(settings, "models"))
 
 
 def item_names(settings: Settings, hashes: Collection[int]) -> dict[int, str]:

@@ -204,19 +204,19 @@ def first_time(bundle: Bundle, log: Log, asked: float | None) -> float:
         return asked
     if log.times[-1] > bundle.manifest.window.last:
         return float(np.nextafter(bundle.manifest.window.last, np.inf))
-    cuts = bundle.manifest.metrics.get("cuts", {})
-    if not isinstance(cuts.get("test"), float | int):
+    cut = bundle.manifest.cut("test")
+    if cut is None:
         raise DataError(
             "the model was trained on all of these events",
             remedy="Bring later events, or say --from.",
         )
-    return float(cuts["test"])
+    return cut
 
 
 def _warn(bundle: Bundle, start: float, reporter: Reporter) -> None:
     """Say so where lists would be judged on events that the model learned from."""
-    learned = bundle.manifest.metrics.get("cuts", {}).get("test", bundle.manifest.window.last)
-    if start < min(float(learned), bundle.manifest.window.last):
+    last, cut = bundle.manifest.window.last, bundle.manifest.cut("test")
+    if start < min(last if cut is None else cut, last):
         reporter.say(
             "warning: the model learned from events after --from; where these are of the same "
             "users, the figures are too good"

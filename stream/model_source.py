@@ -35,12 +35,11 @@ class ModelSource:
 
         Raises `BundleError` and `TopicError`.
         """
-        follow = self._settings.model.follow
-        named = first_model.releases(self._settings) if follow else {}
-        found = first_model.first(self._settings, named.get("champion"), self.cache, self._work)
-        if follow:
+        now = first_model.followed(self._settings)
+        found = first_model.first(self._settings, now.champion, self.cache, self._work)
+        if self._settings.model.follow:
             self.cache.served(found[0].version, found[0].terms)
-            self.tidy({found[0].version, *(release.version for release in named.values())})
+            self.tidy({found[0].version, *now.versions})
         return found
 
     def preparer(self) -> Preparer:

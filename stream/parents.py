@@ -17,7 +17,7 @@ from adapters.experts import Prior
 from adapters.inheritance import Ancestor
 from adapters.types import ModelConfig
 from export.bundle import Bundle
-from stream import bundles, first_model
+from stream import bundles, inspection
 from stream.config import Settings
 from stream.errors import BundleError, DataError
 from stream.run_folder import RunFolder
@@ -60,7 +60,7 @@ def find(name: str | None, settings: Settings, folder: RunFolder | None) -> Pare
         return None
     if name not in (None, CHAMPION):
         return _load(str(name))
-    release = first_model.releases(settings).get("champion")
+    release = inspection.standing(settings).champion
     if release is None and name == CHAMPION:
         raise BundleError(
             f"{settings.kafka.topic('models')} names no champion",
@@ -86,7 +86,8 @@ def refuse_leakage(parent: Parent, fit: float) -> None:
     The expert weights and the figures would then be of events that it has learned from.
     """
     manifest = parent.bundle.manifest
-    learned = float(_cuts(parent).get("fit", manifest.window.last))
+    cut = manifest.cut("fit")
+    learned = manifest.window.last if cut is None else cut
     if learned > fit:
         raise DataError(
             f"{parent.address} has learned from events up to {learned:.0f}, which is behind the "
@@ -97,7 +98,8 @@ def refuse_leakage(parent: Parent, fit: float) -> None:
 
 def met_held_out(parent: Parent) -> bool:
     """Whether the parent has learned from users who are held out now: its own were others."""
-    return _cuts(parent).get("held_out_by") != "hash"
+    cuts = parent.bundle.manifest.metrics.get("cuts", {})
+    return bool(cuts.get("held_out_by") != "hash")
 
 
 def ancestor(parent: Parent, ids: Sequence[str]) -> Ancestor:
@@ -126,7 +128,3 @@ def _rows(known: Sequence[str], ids: Sequence[str]) -> Any:
 
 def _load(address: str) -> Parent:
     return Parent(bundle=bundles.load(address), address=address)
-
-
-def _cuts(parent: Parent) -> dict[str, Any]:
-    return dict(parent.bundle.manifest.metrics.get("cuts", {}))

@@ -13,11 +13,11 @@ from stream.config import Settings
 from stream.errors import BundleError, GateRefused, ReleaseError
 from stream.files import now_ms
 from stream.gate_data import Source
-from stream.inspection import records
+from stream.inspection import standing
 from stream.kafka.producer import TransactionalProducer
 from stream.progress import Reporter
 from stream.releases import ModelRef, Release
-from stream.succession import Asked, Change, Gate, Standing, read_standing
+from stream.succession import Asked, Change, Gate, Standing
 from stream.terms import Terms
 
 OnVerdict = Callable[[Gate], None]
@@ -38,18 +38,13 @@ class Promotion:
     note: str | None = None
 
 
-def current(settings: Settings) -> Standing:
-    """The roles as they are now. Raises `TopicError` and `BrokerUnavailable`."""
-    return read_standing(records(settings, "models"))
-
-
 def promote(asked: Promotion, reporter: Reporter, on_verdict: OnVerdict) -> Release:
     """Judge a bundle, keep it in the registry, and publish it; returns the new record.
 
     Raises `GateRefused`; `ReleaseError` where it cannot stand beside or after the champion, was
     not judged, or has seen what it is to be judged on; `Overtaken`; `BundleError` and `DataError`.
     """
-    seen = current(asked.settings)
+    seen = standing(asked.settings)
     challenger = bundles.load(asked.bundle)
     verdict = _verdict(asked, challenger, seen, reporter)
     on_verdict(verdict)
@@ -62,13 +57,13 @@ def promote(asked: Promotion, reporter: Reporter, on_verdict: OnVerdict) -> Rele
 
 def promote_challenger(settings: Settings, why: Asked) -> Release:
     """The challenger of the topic becomes the champion. Raises `ReleaseError`."""
-    seen = current(settings)
+    seen = standing(settings)
     return _published(settings, succession.takeover(seen, why), seen)
 
 
 def withdraw(settings: Settings) -> Release:
     """The challenger serves nobody any more; returns its last record. Raises `ReleaseError`."""
-    seen = current(settings)
+    seen = standing(settings)
     gone = succession.required_challenger(seen)
     _publish(settings, succession.withdrawal(seen), seen)
     return gone
@@ -79,7 +74,7 @@ def roll_back(settings: Settings, why: Asked) -> Release:
 
     Raises `ReleaseError` where there is no parent, `BundleError` for one that was lost or damaged.
     """
-    seen = current(settings)
+    seen = standing(settings)
     parent = bundles.load(succession.required_parent(seen).bundle)
     return _published(settings, succession.rollback(seen, parent.manifest.gate, why), seen)
 
@@ -176,4 +171,4 @@ def _publish(settings: Settings, change: Change, seen: Standing) -> None:
     producer = TransactionalProducer(settings, f"{settings.kafka.group_id}-models")
     with closing(producer):
         topic = settings.kafka.topic("models")
-        succession.publish(producer, topic, change, seen, lambda: current(settings))
+        succession.publish(producer, topic, change, seen, lambda: standing(settings))

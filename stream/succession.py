@@ -33,6 +33,11 @@ class Standing:
     challenger: Release | None = None
     before: tuple[Release, ...] = ()  # earlier champions that the topic still holds, newest first
 
+    @property
+    def versions(self) -> set[str]:
+        """What serves now."""
+        return {release.version for release in (self.champion, self.challenger) if release}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:

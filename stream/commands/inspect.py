@@ -100,7 +100,7 @@ def _model(settings: Settings, user: str) -> tuple[ModelConfig, str | None]:
     from adapters.types import ModelConfig
     from stream import assembly, first_model
 
-    if settings.model.bundle is None and first_model.champion_of(settings) is None:
+    if settings.model.bundle is None and first_model.followed(settings).champion is None:
         return ModelConfig(), None
     loaded = assembly.load_bundle(settings, user)
     return loaded.meta.config, loaded.manifest.version

@@ -34,10 +34,10 @@ def models(
         config, set_, kafka__bootstrap_servers=bootstrap_servers, kafka__prefix=prefix
     )
     from stream import model_tables
-    from stream.promoting import current
+    from stream.inspection import standing
     from stream.tables import table
 
-    found = current(settings)
+    found = standing(settings)
     if as_json:
         typer.echo(json.dumps(model_tables.models_json(found), indent=2))
         return

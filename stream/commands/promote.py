@@ -197,13 +197,13 @@ def _promote(asked: Promotion) -> None:
 def _promote_challenger(
     settings: Settings, force: bool, note: str | None, online: Path | None
 ) -> None:
-    from stream import promoting
+    from stream import inspection, promoting
     from stream.files import now_ms
     from stream.online import compared, read_rates
     from stream.succession import Asked
 
     if online is not None:
-        typer.echo(compared(read_rates(online), promoting.current(settings)))
+        typer.echo(compared(read_rates(online), inspection.standing(settings)))
     why = Asked(at=now_ms(), force=force, note=note)
     say(promoting.promote_challenger(settings, why))
 

@@ -153,7 +153,7 @@ def _from_events(settings: Settings, adapters: bool) -> bool:
 
 def _replayed(settings: Settings, bundle: Bundle, adapters: bool) -> Iterator[Iterator[Finding]]:
     """What was found about the users of each partition."""
-    from stream import first_model
+    from stream import inspection
     from stream.kafka.admin import Admin
     from stream.kafka.reader import LogReader
     from stream.replaying import Replayer
@@ -169,7 +169,8 @@ def _replayed(settings: Settings, bundle: Bundle, adapters: bool) -> Iterator[It
             known_since=replica.known_since,
             condemned=_condemned(settings),
         )
-        refreshed = bool(first_model.releases(settings)) and settings.model.refresh_within_days > 0
+        served = bool(inspection.standing(settings).versions)
+        refreshed = served and settings.model.refresh_within_days > 0
         for tp in events:
             state, replayed, cut = _partition(settings, replayer, admin, reader, tp)
             yield replayer.compare(state, replayed, cut=cut, adapters=adapters, refreshed=refreshed)

@@ -18,7 +18,7 @@ from click.testing import Result
 
 from adapters.types import Meta
 from export.bundle import MANIFEST_FILE, Bundle
-from stream import bundles, promoting, succession, topics
+from stream import bundles, inspection, promoting, succession, topics
 from stream.commands import models, promote, rollback, withdraw
 from stream.config import Settings
 from stream.errors import BundleError, GateRefused, InnerloopError, Overtaken, ReleaseError
@@ -97,7 +97,7 @@ class Line:
 
     def standing(self) -> Standing:
         """What `models` says now."""
-        return promoting.current(self._settings)
+        return inspection.standing(self._settings)
 
     def champion(self) -> Release:
         """Which model serves now."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.freshness import Span, freshness
-from stream import movietweetings, promoting, topics
+from stream import inspection, movietweetings, topics
 from stream.config import Settings, load
 from stream.datasets import messages_for
 from stream.demo.watch import lag
@@ -260,7 +260,7 @@ class _Life:
         self.say(f"workers serve {release.version}, users moved {during.end - during.start:.1f} s")
 
     def _champion(self) -> Release:
-        found = promoting.current(self.settings).champion
+        found = inspection.standing(self.settings).champion
         assert found is not None, "nothing was promoted"
         return found
 
