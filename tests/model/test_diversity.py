@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import meta_train, towers
+from adapters import meta_train, prediction_loss, towers
 from adapters.diversity import diversify
 from stream import config, recipes
 from tests.model.test_meta_train import CONFIG, RECIPE, features_of, planted
@@ -57,10 +57,10 @@ def test_sameness_is_the_expected_similarity_of_two_draws() -> None:
     scores[:, 5:9] = -torch.inf
     chance = scores.softmax(1)
     expected = torch.einsum("mi,mj,ij->m", chance, chance, texts @ texts.T)
-    torch.testing.assert_close(meta_train.sameness(scores, texts), expected)
-    assert float(meta_train.sameness(torch.zeros(1, 3), texts[:1].expand(3, -1))) == pytest.approx(
-        1
-    )
+    torch.testing.assert_close(prediction_loss.sameness(scores, texts), expected)
+    assert float(
+        prediction_loss.sameness(torch.zeros(1, 3), texts[:1].expand(3, -1))
+    ) == pytest.approx(1)
 
 
 def test_the_loss_on_sameness_varies_what_users_get() -> None:
@@ -76,7 +76,7 @@ def test_the_loss_on_sameness_varies_what_users_get() -> None:
         vectors = towers.item_vectors(trained.meta, trained.features)
         text = towers.reduce_text(trained.meta, groups)
         start = torch.zeros(1, 16) + vectors[::4].mean(0)  # a user of the first group
-        alike.append(float(meta_train.sameness(start @ vectors.T, text)))
+        alike.append(float(prediction_loss.sameness(start @ vectors.T, text)))
     assert alike[1] < 0.9 * alike[0]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import meta_train
+from adapters import meta_train, prediction_loss
 from adapters.inheritance import Ancestor, InheritanceError, inherit
 from adapters.meta_train import FROZEN, Trained
 from adapters.types import Meta
@@ -54,7 +54,7 @@ def test_what_is_made_of_the_catalogue_stays_new(old: Trained) -> None:
     found = inherit(moved, ancestor(old), old.features.id_rows, FROZEN)
     assert torch.equal(found["text.mean"], moved["text.mean"])
     assert torch.equal(found["item.text"], old.meta["item.text"])
-    assert torch.equal(found[meta_train.POPULARITY], meta[meta_train.POPULARITY])
+    assert torch.equal(found[prediction_loss.POPULARITY], meta[prediction_loss.POPULARITY])
 
 
 def test_ids_of_common_items_are_taken_and_others_turned_to_them(old: Trained) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import adapter, episodes, meta_train, towers
+from adapters import adapter, episodes, meta_train, prediction_loss, towers
 from adapters.episodes import Draw, Histories
 from adapters.meta_train import Recipe, Trained
 from adapters.types import ModelConfig
@@ -91,10 +91,10 @@ def test_balance_is_least_where_all_win_alike() -> None:
     """It is 1 for even use, K where one interest wins all, and there it lifts the others."""
     even = 30 * torch.eye(4).repeat(5, 1)[..., None]
     one = torch.tensor([30.0, 0.0, 0.0, 0.0]).expand(20, 4)[..., None]
-    assert float(meta_train._uneven(even)) == pytest.approx(1.0)
-    assert float(meta_train._uneven(one)) == pytest.approx(4.0)
+    assert float(prediction_loss._uneven(even)) == pytest.approx(1.0)
+    assert float(prediction_loss._uneven(one)) == pytest.approx(4.0)
     close = (one / 30).clone().requires_grad_()
-    meta_train._uneven(close).backward()  # type: ignore[no-untyped-call]
+    prediction_loss._uneven(close).backward()  # type: ignore[no-untyped-call]
     assert close.grad is not None
     assert bool((close.grad[:, 0] > 0).all())
     assert bool((close.grad[:, 1:] < 0).all())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import adapter, episodes, meta_train, offsets, towers
+from adapters import adapter, episodes, meta_train, offsets, prediction_loss, towers
 from adapters.episodes import Draw, Log
 from adapters.meta_train import Recipe, Trained
 from adapters.types import Meta, ModelConfig
@@ -132,8 +132,8 @@ def loss_of(log: Log, features: towers.ItemFeatures, until: float, recipe: Recip
     batch = episodes.sample(
         histories, DRAW, episodes.anchors(histories, DRAW), np.random.default_rng(0)
     )
-    softmax = meta_train._softmax(log, episodes.group(log), features, start, recipe)
-    few, query = meta_train.losses(start, features, batch, softmax, recipe, generator)
+    softmax = prediction_loss.softmax_of(log, episodes.group(log), features, start, recipe)
+    few, query = prediction_loss.losses(start, features, batch, softmax, recipe, generator)
     return float(few + query)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import adapter, episodes, meta_train, offsets, towers
+from adapters import adapter, episodes, meta_train, offsets, prediction_loss, towers
 from adapters.episodes import Draw, Log
 from adapters.meta_train import Recipe
 from adapters.outer_loop import Progress
@@ -107,8 +107,8 @@ def test_sampling_estimates_the_full_loss() -> None:
         recipe = Recipe(
             id_dropout=0, vector_dropout=0, full_softmax=full, negatives=20_000, popularity=True
         )
-        softmax = meta_train._softmax(log, histories, features, meta, recipe)
-        values.append(meta_train.losses(meta, features, batch, softmax, recipe, generator))
+        softmax = prediction_loss.softmax_of(log, histories, features, meta, recipe)
+        values.append(prediction_loss.losses(meta, features, batch, softmax, recipe, generator))
     torch.testing.assert_close(values[0], values[1], atol=0.02, rtol=0)
 
 
@@ -155,7 +155,7 @@ def test_frozen_tensors_stay_and_helpers_leave() -> None:
     recipe = Recipe(steps=3, draw=RECIPE.draw, averaging=0.9)
     meta = meta_train.train(planted(), features_of(), CONFIG, recipe=recipe).meta
     assert float(meta["step_scale"]) == 1.0
-    assert meta_train.POPULARITY not in meta.tensors
+    assert prediction_loss.POPULARITY not in meta.tensors
     assert not any(v.requires_grad for v in meta.tensors.values())
 
 
