@@ -87,7 +87,10 @@ class GroupConsumer(Protocol):
         """The partitions that are owned now."""
 
     def group_metadata(self) -> object:
-        """What fences a member that lost its partitions without knowing (KIP-447)."""
+        """What fences a member that lost its partitions without knowing (KIP-447).
+
+        Of the generation that `assigned` was told of last, not of one that was joined since.
+        """
 
     def hurry(self) -> None:
         """Do not wait long for brokers any more: the process is to stop."""

@@ -43,6 +43,8 @@ class GroupConsumer:
         self._seeks: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._late = Late()
+        self._member: str | None = None  # the id with which `assigned` was told last
+        self._metadata: object = None  # of that generation
         self._stopped: set[TopicPartition] = set()  # not fetched since an offset was out of range
         self._orphaned = False  # thrown out of the group by librdkafka itself
         self._join: Callable[[], None] = lambda: None
@@ -54,6 +56,8 @@ class GroupConsumer:
 
     def _subscribe(self, topic: str, listener: RebalanceListener) -> None:
         def on_assign(consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+            # before the answer: until then librdkafka joins no other generation
+            self._member, self._metadata = consumer.memberid(), consumer.consumer_group_metadata()
             consumer.incremental_assign(partitions)
             consumer.pause(partitions)
             self._paused.update(plain(partitions))
@@ -142,12 +146,15 @@ class GroupConsumer:
     def group_metadata(self) -> object:
         """What fences a member that lost its partitions without knowing.
 
-        Raises `Aborted` when this is no member now: an empty group would take its offsets.
+        It is of the generation in which `assigned` was told last (every one tells, if only that
+        nothing came). After a session that ran out librdkafka joins anew by itself, and what it is
+        then must not stand behind partitions of the time before.
+
+        Raises `Aborted` when this is not that member now: an empty group would take its offsets.
         """
-        metadata = self._consumer.consumer_group_metadata()
-        if not self._consumer.memberid():
+        if not self._member or self._consumer.memberid() != self._member:
             raise Aborted("not a member of the group", reason="unknown_member_id")
-        return metadata
+        return self._metadata
 
     def hurry(self) -> None:
         """Do not wait long for brokers any more: the process is to stop."""
@@ -179,7 +186,7 @@ class GroupConsumer:
         log.warning("the session has ended: joining anew")
         self.close()
         self._consumer = connect(ck.Consumer, self._properties, self._trouble)
-        self._orphaned = False
+        self._orphaned, self._member = False, None
         self._join()
 
     def _try_seeks(self) -> None:

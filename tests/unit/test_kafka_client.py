@@ -8,7 +8,7 @@ import confluent_kafka as ck
 import pytest
 
 from stream.config import load
-from stream.errors import BrokerUnavailable, ProducerFenced
+from stream.errors import Aborted, BrokerUnavailable, ProducerFenced
 from stream.kafka import properties, reader
 from stream.kafka.client import Trouble
 from stream.kafka.consumer import GroupConsumer
@@ -130,3 +130,58 @@ def test_an_error_among_records_comes_after_them(
     alone = reading(Scripted([trouble]))
     with pytest.raises(BrokerUnavailable, match="for now"):
         alone()
+
+
+class Rejoining(Scripted):
+    """A member that librdkafka takes from generation to generation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.member, self.generation = "first", 1
+
+    def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
+        """Keeps the callbacks, as librdkafka calls them out of `consume`."""
+        self.tell = callbacks["on_assign"]
+
+    def incremental_assign(self, partitions: list[ck.TopicPartition]) -> None:
+        """Nothing."""
+
+    pause = incremental_assign
+
+    def memberid(self) -> str:
+        """As it is now."""
+        return self.member
+
+    def consumer_group_metadata(self) -> int:
+        """Stands for the generation of now."""
+        return self.generation
+
+
+class Told:
+    """A listener that only listens."""
+
+    def assigned(self, partitions: object) -> None:
+        """Nothing."""
+
+    def revoked(self, partitions: object, *, lost: bool) -> None:
+        """Nothing."""
+
+
+def test_what_fences_is_the_generation_that_gave_the_partitions() -> None:
+    """A generation that was joined in the background counts once its assignment was told."""
+    consumer, group = GroupConsumer(NOWHERE, "one", auto_offset_reset="error"), Rejoining()
+    consumer._consumer = group  # type: ignore[assignment]
+    consumer.subscribe("events", Told())
+    with pytest.raises(Aborted, match="not a member"):
+        consumer.group_metadata()
+    group.tell(group, [])
+    group.generation = 2
+    assert consumer.group_metadata() == 1
+    group.member, group.generation = "", -1
+    with pytest.raises(Aborted, match="not a member"):
+        consumer.group_metadata()
+    group.member, group.generation = "second", 3
+    with pytest.raises(Aborted, match="not a member"):
+        consumer.group_metadata()
+    group.tell(group, [])
+    assert consumer.group_metadata() == 3
