@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import platformdirs
+import pytest
 import torch
 from click.testing import Result
 from safetensors.torch import save_file
@@ -17,6 +21,21 @@ from stream.errors import InnerloopError
 
 THEMES = ("space", "wedding", "heist", "ghost")
 DAY = 86_400_000
+
+
+@contextmanager
+def home_of(folder: Path, *, processes: bool = False) -> Iterator[Path]:
+    """Data, a small BERT, and caches of their own, which other `processes` find as well."""
+    write_data(folder)
+    small_bert(folder / "bert")
+    with pytest.MonkeyPatch.context() as patch:
+        if processes:
+            patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+            patch.setenv("OMP_NUM_THREADS", "1")
+        else:
+            patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
+            patch.setattr(platformdirs, "user_data_path", lambda *_: folder / "data")
+        yield folder
 
 
 def small_bert(folder: Path, layers: int = 1) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 
 from export.bundle import Bundle
@@ -18,7 +17,7 @@ from stream.commands import evaluate, export, train
 from stream.errors import BundleError
 from stream.log import configure
 from stream.messages import item_text
-from tests.unit.small_training import invoke, said, small_bert, write_data
+from tests.unit.small_training import home_of, invoke, said
 
 VARIANTS = "fp32,fp16,int8-channels,int8-tokens"
 
@@ -27,11 +26,7 @@ VARIANTS = "fp32,fp16,int8-channels,int8-tokens"
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A trained bundle with its data, and caches of their own."""
     folder = tmp_path_factory.mktemp("home")
-    write_data(folder)
-    small_bert(folder / "bert")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
-        patch.setattr(platformdirs, "user_data_path", lambda *_: folder / "data")
+    with home_of(folder):
         result = invoke(
             train.app,
             *("--events", folder / "events.jsonl", "--items", folder / "items.jsonl"),

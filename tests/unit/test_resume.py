@@ -15,7 +15,7 @@ import torch
 from stream import bundles, run_folder, training
 from stream.commands import train
 from stream.run_folder import CHECKPOINT
-from tests.unit.small_training import invoke, said, small_bert, write_data
+from tests.unit.small_training import home_of, invoke, said
 
 STEPS = 60
 ROOT = Path(__file__).parents[2]
@@ -25,11 +25,7 @@ ROOT = Path(__file__).parents[2]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Data, a small BERT and a cache, which a process of its own finds too; one thread."""
     folder = tmp_path_factory.mktemp("home")
-    write_data(folder)
-    small_bert(folder / "bert")
-    with pytest.MonkeyPatch.context() as patch, training.one_thread():
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with home_of(folder, processes=True), training.one_thread():
         yield folder
 
 

@@ -17,7 +17,7 @@ from stream import bundles, training
 from stream.commands import train
 from stream.errors import ConfigError
 from stream.processes import joined
-from tests.unit.small_training import invoke, small_bert, write_data
+from tests.unit.small_training import home_of, invoke
 
 STEPS = 40
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,7 @@ ROOT = Path(__file__).parents[2]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same training in one process and in two."""
     folder = tmp_path_factory.mktemp("home")
-    write_data(folder)
-    small_bert(folder / "bert")
-    with pytest.MonkeyPatch.context() as patch, training.one_thread():
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with home_of(folder, processes=True), training.one_thread():
         alone = invoke(train.app, *options(folder, "one"))
         assert alone.exit_code == 0, alone.output
         done = in_two(*options(folder, "two"))

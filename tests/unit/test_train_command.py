@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 from click.testing import Result
 
@@ -19,18 +18,13 @@ from stream.errors import ConfigError, DataError
 from stream.training import Request
 from stream.training_data import FromKafka
 from stream.vector_file import FileVectors
-from tests.unit.small_training import DAY, invoke, said, small_bert, write_data
+from tests.unit.small_training import DAY, home_of, invoke, said
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Data, a small BERT and caches of their own."""
-    folder = tmp_path_factory.mktemp("home")
-    write_data(folder)
-    small_bert(folder / "bert")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
-        patch.setattr(platformdirs, "user_data_path", lambda *_: folder / "data")
+    with home_of(tmp_path_factory.mktemp("home")) as folder:
         yield folder
 
 
