@@ -129,6 +129,11 @@ class Metrics:
             "Times that the worker restored from the broker's word alone",
             registry=r,
         )
+        self.stalls = Counter(
+            "innerloop_stalls",
+            "Times that a partition was read anew, as nothing came of it though there was more",
+            registry=r,
+        )
         self.expired = Counter("innerloop_expired_users", "Users who no longer act", registry=r)
         self.items = Gauge("innerloop_items", "Items that can be ranked", registry=r)
         self.item_seconds = BatchHistogram(

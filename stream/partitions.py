@@ -16,11 +16,11 @@ from stream.checkpoints import Checkpoint
 from stream.config import Kafka
 from stream.metrics import Metrics
 from stream.ports import (
-    BEGINNING,
     GroupConsumer,
     LogReader,
     PartitionStore,
     Positions,
+    Record,
     TopicPartition,
 )
 from stream.restore import Restore
@@ -142,18 +142,14 @@ class Partitions:
         ready = [o for o in self._owned.values() if o.restored and not o.resumed]
         if not ready:
             return
-        self._return_to_committed([o.events for o in ready if o.again])
+        if again := [o.events for o in ready if o.again]:
+            self._consumer.seek(self._next(again))
         for owned in ready:
             if owned.store is not None:
                 owned.resumed, owned.again = True, False
                 self._pipeline.serve(owned.events.partition, owned.store)
         self._consumer.resume([o.events for o in ready])
         self._count()
-
-    def _return_to_committed(self, partitions: Sequence[TopicPartition]) -> None:
-        if partitions:
-            committed = self._consumer.committed(partitions)
-            self._consumer.seek({tp: committed.get(tp, BEGINNING) for tp in partitions})
 
     def start_over(self) -> None:
         """Trust the changelogs and the committed offsets alone: restore every partition again."""
@@ -189,10 +185,13 @@ class Partitions:
 
     # -- what is there ------------------------------------------------------------------------
 
-    def serves(self, partition: int) -> bool:
-        """Whether events of this partition are taken."""
-        owned = self._owned.get(partition)
-        return owned is not None and owned.resumed
+    def take(self, records: Sequence[Record]) -> list[Record]:
+        """Those of partitions that are served; the others' will be read again."""
+        served = self.served()
+        for record in records:
+            if record.partition not in served and record.partition in self._owned:
+                self._owned[record.partition].again = True
+        return [record for record in records if record.partition in served]
 
     def served(self) -> dict[int, TopicPartition]:
         """The partitions of `events` that are served, by number."""
@@ -208,15 +207,17 @@ class Partitions:
             self._owned[tp.partition].position = position
 
     def positions(self) -> dict[TopicPartition, int]:
-        """Unchanged offsets for a transaction that read nothing: they carry the fence."""
+        """The next offsets of what is served, none of them skipped. Raises `BrokerUnavailable`."""
         served = [o for o in self._owned.values() if o.resumed]
-        known = {o.events: o.position for o in served if o.position >= 0}
-        missing = [o.events for o in served if o.position < 0]
-        if not missing:
-            return known
-        committed = self._consumer.committed(missing)
-        fresh = [tp for tp in missing if tp not in committed]
-        return {**known, **committed, **self._reader.start_offsets(fresh)}
+        if missing := [o.events for o in served if o.position < 0]:
+            self.handled(self._next(missing))
+        return {o.events: o.position for o in served}
+
+    def _next(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """What the group has committed, or else the oldest record."""
+        committed = self._consumer.committed(partitions)
+        fresh = [tp for tp in partitions if tp not in committed]
+        return {**committed, **(self._reader.start_offsets(fresh) if fresh else {})}
 
     def numbers(self) -> set[int]:
         """All partitions owned, served or not."""

@@ -39,9 +39,6 @@ class Message(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-BEGINNING = -2
-"""A position before every record that is still there."""
-
 Positions = Mapping[TopicPartition, int]
 """The next offset to be read, by partition."""
 
@@ -75,7 +72,10 @@ class GroupConsumer(Protocol):
         """Deliver again."""
 
     def seek(self, positions: Positions) -> None:
-        """Go on from these offsets."""
+        """Go on from these offsets. Others' partitions are ignored."""
+
+    def restart(self, positions: Positions) -> None:
+        """As `seek`, for partitions of which nothing comes: what is under way is given up."""
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Committed offsets; partitions without one are left out.

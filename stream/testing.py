@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from stream.errors import Aborted, BrokerUnavailable, OffsetOutOfRange, ProducerFenced
-from stream.ports import BEGINNING, Message, Positions, RebalanceListener, Record, TopicPartition
+from stream.ports import Message, Positions, RebalanceListener, Record, TopicPartition
 from stream.testing_log import MemoryLog, Transaction
 
 __all__ = ["MemoryConsumer", "MemoryLog", "MemoryProducer", "MemoryReader", "MemoryTail"]
@@ -51,7 +51,7 @@ class MemoryConsumer:
         """At most `limit` records; returns at once."""
         self._rebalance()
         records: list[Record] = []
-        for tp in sorted(self._positions.keys() - self._paused):
+        for tp in sorted(self._positions.keys() - self._paused - self._log.standing):
             try:
                 start = self._started(tp)
                 found, position = self._log.read(tp, start, self._log.end(tp), limit - len(records))
@@ -75,10 +75,13 @@ class MemoryConsumer:
         self._paused.difference_update(partitions)
 
     def seek(self, positions: Positions) -> None:
-        """Go on from these offsets; `BEGINNING` = the oldest record. Others' are ignored."""
-        for tp, at in positions.items():
-            if tp in self._positions:
-                self._positions[tp] = self._log.partition(tp).start if at == BEGINNING else at
+        """Go on from these offsets. Others' partitions are ignored."""
+        self._positions |= {tp: at for tp, at in positions.items() if tp in self._positions}
+
+    def restart(self, positions: Positions) -> None:
+        """As `seek`, for partitions of which nothing comes."""
+        self._log.standing.difference_update(positions)
+        self.seek(positions)
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Committed offsets; partitions without one are left out."""

@@ -61,6 +61,8 @@ class MemoryLog:
         """How many of the next commits go through without their producer hearing of it."""
         self.losing_reads = 0
         """How many of a group's next reads end in an error, and the records read are gone."""
+        self.standing = set[TopicPartition]()
+        """What groups get nothing of until they restart it."""
         self._clock = clock
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._limits: dict[str, int] = {}

@@ -23,7 +23,6 @@ from stream.outcome import Outcome
 from stream.partitions import CHANGELOGS, Partitions
 from stream.pipeline import Pipeline
 from stream.ports import (
-    BEGINNING,
     GroupConsumer,
     LogReader,
     PartitionStore,
@@ -152,20 +151,24 @@ class Worker:
         if self._suspects:
             return self._suspects.next()
         try:
-            return Batch(self._ports.consumer.consume(self._settings.batch.max_events, timeout))
-        except OffsetOutOfRange as missing:
-            self._begin(TopicPartition(missing.topic, missing.partition))
-            return Batch()
+            return Batch(self._consume(timeout))
         except (BrokerUnavailable, ProducerFenced):
             self._in_doubt = True  # a read that breaks off may have moved on: read again
             raise
+
+    def _consume(self, timeout: float) -> list[Record]:
+        try:
+            return self._ports.consumer.consume(self._settings.batch.max_events, timeout)
+        except OffsetOutOfRange as missing:
+            self._begin(TopicPartition(missing.topic, missing.partition))
+            return []
 
     def _begin(self, tp: TopicPartition) -> None:
         """Go to the oldest record: nothing was read yet, or retention has overtaken the worker."""
         if tp.partition in self._partitions.numbers():
             committed = self._ports.consumer.committed([tp]).get(tp, -1)
             self._partitions.expect(tp.partition, committed)
-            self._ports.consumer.seek({tp: BEGINNING})
+            self._ports.consumer.seek(self._ports.reader.start_offsets([tp]))
 
     def _follow(self) -> None:
         """Take in what came on `items` and `models`, and what other workers wrote to `signals`."""
@@ -201,7 +204,7 @@ class Worker:
     # -- steps 4 to 9: a batch ----------------------------------------------------------------
 
     def _serve(self, batch: Batch) -> None:
-        records = [r for r in batch.records if self._partitions.serves(r.partition)]
+        records = self._partitions.take(batch.records)
         batch = replace(batch, records=records)
         if records:
             self._ports.checkpoint(checkpoints.CONSUMED)
@@ -342,6 +345,22 @@ class Worker:
         self._eraser.step(self._partitions.stores())
         self._ports.tidy(self._partitions.numbers())
         try:
-            self._lag.observe(self._partitions.served().values())
+            self._look_at_lag()
         except BrokerUnavailable as error:
             _log.warning("lag unknown", why=error.detail)
+
+    def _look_at_lag(self) -> None:
+        """Set the gauges; what stands still though there is more is read anew."""
+        served = self._partitions.served().values()
+        if self._lag.unknown(served):
+            self._lag.found(self._partitions.positions())
+        standing = self._lag.observe(served)
+        if standing and not self._suspects:
+            _log.warning(
+                "reading anew",
+                partitions=[tp.partition for tp in standing],
+                why="nothing came, though there is more: or a producer has a transaction open",
+            )
+            self._metrics.stalls.inc(len(standing))
+            positions = self._partitions.positions()
+            self._ports.consumer.restart({tp: positions[tp] for tp in standing})

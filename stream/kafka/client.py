@@ -26,9 +26,6 @@ from stream.ports import Positions, Record, TopicPartition
 log = logging.getLogger("librdkafka")
 _worker_log = log_of_stream.get("worker")
 
-BEGINNING = int(ck.OFFSET_BEGINNING)
-"""A position before every record that is still there."""
-
 CONNECT_S = 5.0
 """How long one attempt may take."""
 

@@ -45,7 +45,7 @@ class GroupConsumer:
         self._late = Late()
         self._member: str | None = None  # the id with which `assigned` was told last
         self._metadata: object = None  # of that generation
-        self._stopped: set[TopicPartition] = set()  # not fetched since an offset was out of range
+        self._stopped: set[TopicPartition] = set()  # cannot be moved, only assigned anew
         self._orphaned = False  # thrown out of the group by librdkafka itself
         self._join: Callable[[], None] = lambda: None
 
@@ -121,10 +121,15 @@ class GroupConsumer:
                 return
 
     def seek(self, positions: Positions) -> None:
-        """Go on from these offsets; `BEGINNING` = the oldest record. Others' are ignored."""
-        owned = self.assignment()
+        """Go on from these offsets. Others' partitions are ignored."""
+        owned = self.assignment() | self._stopped
         self._seeks.update({tp: at for tp, at in positions.items() if tp in owned})
         self._try_seeks()
+
+    def restart(self, positions: Positions) -> None:
+        """As `seek`, for partitions of which nothing comes: they are assigned anew."""
+        self._stopped |= self.assignment() & positions.keys()
+        self.seek(positions)
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Committed offsets; partitions without one are left out.
@@ -190,25 +195,29 @@ class GroupConsumer:
         self._join()
 
     def _try_seeks(self) -> None:
-        """A partition that was assigned just now cannot be moved yet: it stands still meanwhile."""
+        """What cannot be moved now stands still and is tried again by the next `consume`."""
         for tp, at in list(self._seeks.items()):
             target = ck.TopicPartition(tp.topic, tp.partition, at)
             try:
-                self._restart(tp, target) if tp in self._stopped else self._consumer.seek(target)
-            except ck.KafkaException:
+                self._assign_anew(target) if tp in self._stopped else self._consumer.seek(target)
+            except ck.KafkaException as raised:
+                if raised.args[0].code() == ck.KafkaError._STATE:
+                    self._stopped.add(tp)  # nothing is fetched, whether or not it was said why
                 self._consumer.pause(native([tp]))
                 continue
             del self._seeks[tp]
+            self._stopped.discard(tp)
             if tp not in self._paused:
                 self._consumer.resume(native([tp]))
 
-    def _restart(self, tp: TopicPartition, target: ck.TopicPartition) -> None:
-        """A partition whose offset was out of range cannot be moved, only assigned anew."""
-        self._consumer.incremental_unassign([target])
+    def _assign_anew(self, target: ck.TopicPartition) -> None:
+        """Give back and take again, in librdkafka alone: the group does not hear of it.
+
+        A pause outlasts it. The first half may have been done before the second one failed.
+        """
+        if target in self._consumer.assignment():
+            self._consumer.incremental_unassign([target])
         self._consumer.incremental_assign([target])
-        self._stopped.discard(tp)
-        if tp in self._paused:
-            self._consumer.pause(native([tp]))
 
     def _forget(self, partitions: Sequence[TopicPartition]) -> None:
         self._paused.difference_update(partitions)

@@ -321,6 +321,18 @@ def test_a_batch_is_read_again_after_seek(ports: Ports) -> None:
     assert values(consume(consumer, 1)) == [b"4"]
 
 
+def test_a_partition_that_is_restarted_is_read_from_there(ports: Ports) -> None:
+    """As after seek; the others go on where they are."""
+    producer = started(ports)
+    write(producer, *[ports.message(b"%d" % i) for i in range(5)], ports.message(b"other", 1))
+    consumer, _ = join(ports)
+    assert len(consume(consumer, 6)) == 6
+    consumer.restart({ports.at(0): 3, TopicPartition("of nobody", 0): 7})
+    assert values(consume(consumer, 2)) == [b"3", b"4"]
+    write(producer, ports.message(b"more", 1))
+    assert values(consume(consumer, 1)) == [b"more"]
+
+
 def test_a_paused_partition_stays_paused_over_seek(ports: Ports) -> None:
     """Seek moves a partition; it does not start it."""
     write(started(ports), *[ports.message(b"%d" % i) for i in range(5)])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 import pytest
 
 from stream.config import Settings
+from stream.errors import BrokerUnavailable
 from stream.message_types import Ranking
 from stream.ports import TopicPartition
+from stream.testing import MemoryReader
 from stream.testing_worker import NOW, MemoryWorld, item
 
 FILMS = [
@@ -320,3 +324,46 @@ def test_records_that_an_error_took_along_are_read_again(world: MemoryWorld) -> 
         world.run(turns=20)
         assert world.log.losing_reads == 0
         assert world.lists()["ada"]["shots"] == 3 * losing
+
+
+def test_a_partition_of_which_nothing_comes_is_read_anew(
+    world: MemoryWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is noticed by its lag, counted, and goes on where it stood; quiet ones are left alone."""
+    monkeypatch.setattr("stream.worker.HOUSEKEEPING_S", 0.0)
+    monkeypatch.setattr("stream.lag.STANDS_S", 0.0)
+    world.click("ada", "h1")
+    world.run()
+
+    def stalls() -> float:
+        return float(world.metrics.stalls.collect()[0].samples[0].value)
+
+    for shots in (2, 3):
+        before = stalls()
+        world.log.standing.update(world.log.partitions("events"))
+        world.click("ada", f"h{shots}")
+        world.run(turns=20)
+        assert world.lists()["ada"]["shots"] == shots
+        assert stalls() == before + 1
+        world.start()  # who has handled nothing yet looks up where it stands
+
+
+def test_a_partition_that_cannot_be_begun_for_now_is_begun_later(
+    world: MemoryWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No broker answers just when it is asked where the log begins."""
+    answer, left = MemoryReader.start_offsets, [1]
+
+    def away(
+        reader: MemoryReader, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        if left and left.pop():
+            raise BrokerUnavailable("gone for a moment")
+        return answer(reader, partitions)
+
+    monkeypatch.setattr(MemoryReader, "start_offsets", away)
+    monkeypatch.setattr("stream.worker.BROKER_WAIT_S", 0.0)
+    world.click("ada", "h1")
+    world.run()
+    assert not left
+    assert world.lists()["ada"]["shots"] == 1

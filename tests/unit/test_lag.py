@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream.lag import LagWatch
+from stream.lag import STANDS_S, LagWatch
 from stream.metrics import Metrics
 from stream.ports import TopicPartition
 from stream.testing import MemoryReader
@@ -89,3 +89,53 @@ def test_lag_shrinks_as_the_backlog_is_handled(scene: Scene) -> None:
         assert seconds == pytest.approx(61 - upto, abs=1.0)
     scene.handle(61)
     assert scene.lag() == (0, 0)
+
+
+# -- partitions that stand still -----------------------------------------------------------------
+
+
+def test_a_partition_that_does_not_move_is_told_once_in_a_while(scene: Scene) -> None:
+    """More is there and nothing comes: it is told after `STANDS_S`, and again after as long."""
+    scene.produce()
+    told = []
+    for _ in range(100):
+        scene.now += 1
+        told += [scene.now] * len(scene.watch.observe([TP]))
+    assert len(told) == int(100 / (STANDS_S + 1))
+    scene.handle(2)
+    scene.now += 2 * STANDS_S
+    assert scene.watch.observe([TP]) == []
+
+
+def test_a_partition_that_moves_slowly_does_not_stand(scene: Scene) -> None:
+    """However far it is behind."""
+    for _ in range(50):
+        scene.produce()
+    for upto in range(2, 50):
+        scene.now += STANDS_S - 1
+        scene.handle(upto)
+        assert scene.watch.observe([TP]) == []
+
+
+def test_a_quiet_partition_does_not_stand(scene: Scene) -> None:
+    """Nothing is left to read, and a record that comes after an hour has all its time."""
+    for _ in range(3):
+        scene.now += 3_600
+        assert scene.watch.observe([TP]) == []
+    scene.produce()
+    scene.now += STANDS_S - 1
+    assert scene.watch.observe([TP]) == []
+
+
+def test_a_partition_of_which_nothing_ever_came_has_a_lag(scene: Scene) -> None:
+    """Where its offset is looked up: until then it is unknown, and after that as any other."""
+    scene.watch.forget(TP)
+    scene.produce()
+    assert not scene.watch.unknown([TP])
+    scene.now += STANDS_S + 1
+    assert scene.watch.unknown([TP])
+    scene.watch.found({TP: 1})
+    assert not scene.watch.unknown([TP])
+    assert scene.lag() == (1, STANDS_S + 1)
+    scene.now += STANDS_S + 1
+    assert scene.watch.observe([TP]) == [TP]
