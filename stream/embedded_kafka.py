@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import random
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from stream.errors import BrokerStartError, PortInUse
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _PORT_ATTEMPTS = 3
+_FIRST_PORT = 10_240
 
 # Java takes the shell's place and so its process id. The reader of descriptor 0 sees the end of
 # the pipe when the parent dies, however it dies, and then ends Java and removes its folder.
@@ -279,11 +281,33 @@ def check_port(port: int) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Ports below those that the system gives to whoever connects.
+
+    One of the others may be taken by a client while its broker is down, which then cannot return.
+    """
+    first = _first_ephemeral_port()
+    choice = range(max(_FIRST_PORT, first - 20_000), first) or range(_FIRST_PORT, 1 << 16)
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        found: list[int] = []
+        for port in random.sample(choice, min(len(choice), 100 + count)):
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise BrokerStartError(
+        f"no {count} free ports in {choice.start} to {choice.stop - 1}",
+        remedy="Name one with --port.",
+    )
+
+
+def _first_ephemeral_port() -> int:
+    """Of this system, or where it does not say, the lowest that is usual (Linux)."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32_768
 
 
 def _listens(port: int) -> bool:

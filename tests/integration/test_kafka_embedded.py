@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stream import kafka_jars
+from stream import embedded_kafka, kafka_jars
 from stream.config import load
 from stream.embedded_kafka import EmbeddedKafka
 from stream.errors import BrokerStartError, PortInUse
@@ -109,6 +109,13 @@ def test_a_taken_port_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(PortInUse, match=rf"{port}.*--port"):
             EmbeddedKafka(port=port).start()
+
+
+def test_nobody_who_connects_is_given_the_port_of_a_broker_that_is_down() -> None:
+    """Ports lie outside of the range from which the system takes those of clients."""
+    ports = embedded_kafka._free_ports(50)
+    assert len(set(ports)) == 50
+    assert max(ports) < embedded_kafka._first_ephemeral_port()
 
 
 def test_a_broker_that_cannot_start_names_its_log() -> None:
