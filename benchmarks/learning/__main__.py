@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     costs = speed.measure()
     told = [*goals.verdicts(found), *speed.verdicts(costs), *frontier.verdicts(varied)]
     for own in found:
-        sys.stdout.write(f"\n{own.name}\n\n{tables.text(own)}\n")
+        made = f"runs of {', '.join(own.commits)}"
+        sys.stdout.write(f"\n{own.name} ({made})\n\n{tables.text(own)}\n")
     sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
     if whole:
@@ -92,6 +93,7 @@ def _write(
 def _figures(own: SetResult) -> dict[str, Any]:
     leads = {name: asdict(goals.difference(own, OWN, name)) for name in own.ndcg}
     return {
+        "commits": own.commits,
         "best_simple": own.best_simple,
         "tuned": own.judged.notes,
         "positions": len(own.judged.users),
@@ -118,13 +120,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--steps", type=int, help="outer steps of every row (the recipe's; quick 200)"
     )
     parser.add_argument("--positions", type=int, help="lists judged at most (10,000; quick 1,500)")
-    parser.add_argument("--folder", type=Path, help="results so far (var/evaluate)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="runs so far: not made again (benchmarks/results/learning; quick var/evaluate)",
+    )
     found = parser.parse_args(argv)
     quick = found.quick
     found.seeds = found.seeds or (1 if quick else 5)
     found.steps = found.steps or (200 if quick else None)
     found.positions = found.positions or (1_500 if quick else 10_000)
-    found.folder = found.folder or Path("var/evaluate")
+    found.folder = found.folder or (Path("var/evaluate") if quick else RESULTS / "learning")
     return found
 
 

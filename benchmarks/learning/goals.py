@@ -38,6 +38,7 @@ class SetResult:
     ndcg: Table
     hit: Table
     best_simple: str  # the baseline that was best on validation
+    commits: tuple[str, ...] = ()  # of the code that made the runs
 
 
 @dataclass(frozen=True, slots=True)

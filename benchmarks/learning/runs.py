@@ -45,9 +45,11 @@ class Runs:
         simple = self._shelf.get(f"baselines, {self._about}", self._baselines)
         ndcg: Table = {}
         hit: Table = {}
+        commits = {simple.commit}
         for row in rows:
             count = row.seeds(self._plan.seeds, self._plan.ablation_seeds)
             runs = [self._row(row, seed) for seed in range(count)]
+            commits |= {run.commit for run in runs}
             for variant in row.variants:
                 name = row.name if variant == "adapted" else f"{row.name}, {variant}"
                 both = np.mean([run.figures[f"{variant}@10"] for run in runs], axis=0)
@@ -56,7 +58,7 @@ class Runs:
             figures = simple.figures[f"{family}@10"]
             ndcg[family], hit[family] = figures[:, 0], figures[:, 1]
         best = max(simple.notes, key=lambda family: float(simple.notes[family].split()[0]))
-        return SetResult(self._data.name, simple, ndcg, hit, best)
+        return SetResult(self._data.name, simple, ndcg, hit, best, tuple(sorted(commits)))
 
     @cached_property
     def _world(self) -> World:
