@@ -106,9 +106,10 @@ def train(
     `recipe.steps` steps and `budget_s` seconds of wall time. These users are otherwise left out
     entirely, id embeddings included. The id rows of `features` are set here. `keep` is offered a
     snapshot after every step, and `resume` goes on from one: same arguments, same result. With an
-    `ancestor` the weights begin as its own are. In a `team` every process calls this with the same
-    arguments and returns the same. With `tuned` the backbone is trained, too; see `read_anew` for
-    what is to follow. Raises `ValueError` where the log holds nothing to predict,
+    `ancestor` the weights begin as its own are; with 0 steps they stay so, and items that it does
+    not know begin as in any training. In a `team` every process calls this with the same arguments
+    and returns the same. With `tuned` the backbone is trained, too; see `read_anew` for what is to
+    follow. Raises `ValueError` where the log holds nothing to predict,
     `InheritanceError` where the ancestor has other dimensions.
     """
     started = time.monotonic()
@@ -128,17 +129,19 @@ def train(
         meta = replace(meta, tensors={**meta.tensors, **tuned.start(generator)})
     meta = meta.to(device)
     checked = validation.draw(log, users, recipe.draw, seed)
-    meta, metrics = outer_loop.run(
-        _task(meta, kept, features.to(device), checked, recipe, seed, team, tuned),
-        recipe,
-        Clock(_steps(recipe, len(kept), budget_s), budget_s, started),
-        generator,
-        np.random.default_rng(seed),
-        progress=progress,
-        keep=keep,
-        resume=resume,
-        team=team,
-    )
+    metrics = {"steps": 0.0}
+    if recipe.steps != 0:
+        meta, metrics = outer_loop.run(
+            _task(meta, kept, features.to(device), checked, recipe, seed, team, tuned),
+            recipe,
+            Clock(_steps(recipe, len(kept), budget_s), budget_s, started),
+            generator,
+            np.random.default_rng(seed),
+            progress=progress,
+            keep=keep,
+            resume=resume,
+            team=team,
+        )
     metrics |= {
         "validation_positions": float(validation.size(checked)),
         **{f"popularity_weight_{i}": w for i, w in enumerate(meta[POPULARITY].tolist())},

@@ -262,9 +262,10 @@ class Learning(Section):
     )
     steps: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         description="outer steps at most; unset: as many as fit into --budget, and without one "
-        "as there are batches of events, at least 600 and at most 3,000",
+        "as there are batches of events, at least 600 and at most 3,000; 0, as by --experts-only: "
+        "the parent's weights stay, the experts alone are fitted",
     )
     batch: int = Field(64, ge=1, le=4_096, description="episodes of an outer step")
     learning_rate: float = Field(

@@ -99,6 +99,10 @@ class ItemEncoder:
         self._cache = cache
         self._dense = dense
 
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The backbone's vectors [N, D] of texts that are no items."""
+        return self._encoder.encode(texts)
+
     def rows(self, items: Sequence[Item], progress: Progress | None = None) -> ItemRows:
         """Columns of `items`, in their order; `progress` is told how many more are encoded."""
         content = np.array([content_hash(item.fields) for item in items], np.uint64)

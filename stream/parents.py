@@ -7,21 +7,29 @@ from `prior.time`, and a swap changes neither that moment nor what was counted s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapters.experts import Prior
 from adapters.inheritance import Ancestor
 from adapters.types import ModelConfig
+from export import parity
 from export.bundle import Bundle
 from stream import bundles, inspection
 from stream.config import Settings
 from stream.errors import BundleError, DataError
 from stream.run_folder import RunFolder
 from stream.terms import Terms
+
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Vectors [N, D] of texts."""
+
+SAME_BACKBONE = 0.99
+"""Least cosine between two exports of one backbone; another one gives other vectors altogether."""
 
 CHAMPION, NONE = "champion", "none"
 """Names of a parent that are no addresses."""
@@ -93,6 +101,19 @@ def refuse_leakage(parent: Parent, fit: float) -> None:
             f"{parent.address} has learned from events up to {learned:.0f}, which is behind the "
             f"part of this window that it would train on, up to {fit:.0f}",
             remedy="Bring later events, or begin at the base with --start base.",
+        )
+
+
+def require_texts(parent: Parent, encode: Encode) -> None:
+    """Raises `BundleError` where the parent's weights are of another backbone than `encode`."""
+    probe = parent.bundle.probe
+    with bundles.refusals():
+        figures = parity.compare(probe.vectors, encode(probe.texts))
+    nearness = figures.min_cosine or 0.0
+    if nearness < SAME_BACKBONE:
+        raise BundleError(
+            f"{parent.address} reads texts by another backbone (cosine {nearness:.2f})",
+            remedy="Name its folder as --backbone, or leave --experts-only out.",
         )
 
 

@@ -38,9 +38,8 @@ from stream import (
     training_bundle,
     training_data,
 )
-from stream.errors import DataError
+from stream.errors import ConfigError, DataError
 from stream.files import OnBad
-from stream.item_encoder import ItemRows
 from stream.messages import Item
 from stream.parents import Parent, Start
 from stream.progress import Advance, Reporter
@@ -77,6 +76,11 @@ class Request:
     report: bool = True  # evaluate on later users; without it the report is empty
 
 
+_KEEP = (
+    "Name one with --parent (promote a first one for --from-kafka), or leave --experts-only out."
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """A bundle that was saved, and the figures behind it."""
@@ -110,7 +114,8 @@ def train(
     that was broken off goes on. The other processes of a `team` are to call `follow`. `device` is
     that of the outer loop. Raises `DataError` for files and topics that cannot be read or hold too
     little, `BundleError` when the backbone, its export, the parent or the address of the bundle is
-    refused, `ResumeError` when the folder is that of another run.
+    refused, `ResumeError` when the folder is that of another run, `ConfigError` when neither this
+    training nor a parent has weights.
     """
     data = training_data.read(request, reporter, folder)
     items = data.items
@@ -126,7 +131,7 @@ def train(
         cuts=cuts,
         rows=text.rows,
         model=model,
-        ancestor=_ancestor(parent, cuts, text.rows, request, reporter),
+        ancestor=_ancestor(parent, cuts, text, request, reporter),
         snapshot=None if folder is None else folder.snapshot,
         tuned=training_backbone.to_tune(request, text, items, reporter),
     )
@@ -237,15 +242,20 @@ def _parent(
 
 
 def _ancestor(
-    parent: Parent | None, cuts: Cuts, rows: ItemRows, request: Request, reporter: Reporter
+    parent: Parent | None, cuts: Cuts, text: Text, request: Request, reporter: Reporter
 ) -> Ancestor | None:
     """Where the outer loop begins; None = at the base."""
+    kept = request.settings.learning.steps == 0
     if parent is None or request.start == "base":
+        if kept:
+            raise ConfigError("nothing is trained, and no parent has weights to keep", remedy=_KEEP)
         return None
+    if kept:
+        parents.require_texts(parent, text.encoder.encode)
     parents.refuse_leakage(parent, cuts.fit)
     if parents.met_held_out(parent):
         reporter.say("the parent has met users who are held out now: figures may be a bit too good")
-    return parents.ancestor(parent, rows.ids)
+    return parents.ancestor(parent, text.rows.ids)
 
 
 def fit_weights(

@@ -49,7 +49,7 @@ class World:
 
 def build(data: DataSet, most: int, reporter: Reporter) -> World:
     """Read, encode and cut. Raises `DataError` where files are missing or too small."""
-    request = _request(data, {}, SPLIT_SEED)
+    request = request_of(data, {}, SPLIT_SEED)
     messages = datasets.messages_for([data.events, data.items], request.settings.messages)
     with reporter.phase(f"{data.name}: read"):
         items = datasets.read_items([data.items], messages, None)
@@ -63,8 +63,8 @@ def build(data: DataSet, most: int, reporter: Reporter) -> World:
 
 def run(world: World, row: Row, seed: int, steps: int | None, reporter: Reporter) -> Moments:
     """Train one row, fit its experts, and judge it on later events of all users."""
-    request = _request(world.data, {"learning.steps": steps, **row.settings}, seed)
-    trained = _train(world, request, reporter)
+    request = request_of(world.data, {"learning.steps": steps, **row.settings}, seed)
+    trained = train(world, request, reporter)
     with training.one_thread():
         meta, _ = training.fit_weights(
             trained, world.text, world.items, world.cuts, request, reporter
@@ -76,7 +76,7 @@ def run(world: World, row: Row, seed: int, steps: int | None, reporter: Reporter
 def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
     """Tune the baselines on the part before the test, and judge the best of each family on it."""
     cuts = world.cuts
-    trained = _train(world, _request(world.data, {"learning.steps": TOWER}, 0), reporter)
+    trained = train(world, request_of(world.data, {"learning.steps": TOWER}, 0), reporter)
     meta = trained.meta
     with training.one_thread():
         earlier, _ = episodes.split_time(cuts.log, cuts.test)
@@ -99,7 +99,8 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
     return found, chosen
 
 
-def _train(world: World, request: Request, reporter: Reporter) -> Trained:
+def train(world: World, request: Request, reporter: Reporter) -> Trained:
+    """The outer loop alone: no expert has a weight yet."""
     model = recipes.model_config(request.settings.learning, world.actions)
     job = training_loop.Job(cuts=world.cuts, rows=world.text.rows, model=model)
     return training_loop.outer_loop(job, request, reporter)
@@ -127,7 +128,8 @@ def _options(world: World) -> Options:
     return Options(k=20, most=world.most, mask_seen=not world.data.repeats)
 
 
-def _request(data: DataSet, changes: Mapping[str, object], seed: int) -> Request:
+def request_of(data: DataSet, changes: Mapping[str, object], seed: int) -> Request:
+    """What `innerloop train` would be asked for, with settings changed."""
     settings = config.load(None, {"ranking.exclude_seen": not data.repeats, **changes})
     return Request(
         events=[data.events],
@@ -175,8 +177,8 @@ def varied(
     Also the texts [N, T] that lists are varied by. The lists of each half of the users held out
     are made with experts that were fitted to the other half.
     """
-    request = _request(world.data, {"learning.steps": steps}, seed)
-    trained = _train(world, request, reporter)
+    request = request_of(world.data, {"learning.steps": steps}, seed)
+    trained = train(world, request, reporter)
     log, _ = episodes.split_time(world.cuts.log, world.cuts.test)
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(world.cuts.held_out)
     halves = [np.sort(half) for half in np.array_split(shuffled, 2)]

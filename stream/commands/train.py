@@ -76,6 +76,14 @@ def train(
     start: Annotated[
         Start, typer.Option(help="Weights to begin with: the parent's, or the base's untrained.")
     ] = Start.PARENT,
+    experts_only: Annotated[
+        bool,
+        typer.Option(
+            "--experts-only",
+            help="Keep what the parent has learned, and fit the experts' weights to the newest "
+            "events: seconds.",
+        ),
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -117,17 +125,20 @@ def train(
     """Meta-train item tower and adapter, fit the experts, and write a bundle.
 
     From files, or with --from-kafka from the topics that workers read. The figures that are
-    printed come from users and events that the encoder never saw. A run that was broken off goes
-    on with --resume and the same options.
+    printed come from users and events that the encoder never saw. With --experts-only the parent's
+    item tower and adapter stay, and only the experts follow the stream. A run that was broken off
+    goes on with --resume and the same options.
     """
     seconds, end = None if budget is None else parse_duration(budget), parse_until(until)
     kafka = _source(from_kafka, window, events, items)
+    _refuse_time(experts_only, budget, pretrain)
     settings = load_settings(
         config,
         set_,
         kafka__bootstrap_servers=bootstrap_servers,
         kafka__prefix=prefix,
         learning__pretrain_s=None if pretrain is None else parse_duration(pretrain),
+        learning__steps=0 if experts_only else None,
     )
     from stream.training import Request
 
@@ -169,6 +180,17 @@ def _source(
         if not given:
             raise ConfigError(f"{name} is missing", remedy=_SOURCES)
     return None
+
+
+def _refuse_time(experts_only: bool, budget: str | None, pretrain: str | None) -> None:
+    from stream.errors import ConfigError
+
+    for name, given in (("--budget", budget), ("--pretrain", pretrain)):
+        if experts_only and given is not None:
+            raise ConfigError(
+                f"--experts-only trains nothing that {name} gives time to",
+                remedy="Leave one of the two out.",
+            )
 
 
 def parse_duration(text: str) -> float:
