@@ -47,6 +47,9 @@ PATIENCE = (1.0, 4.0, 16.0)
 BEFORE = 8
 """Latest items of a new item's user that its vector moves towards."""
 
+FEWEST = 30
+"""Users of whom a difference is told."""
+
 FIXED = "as served"
 
 
@@ -143,7 +146,8 @@ def table(runs: Sequence[Sequence[Window]]) -> str:
         for inside in (np.ones(len(users), bool), fresh):
             own, base = ndcg[inside], figures[FIXED][inside]
             mean = per_user(users[inside], own[:, None]).mean()
-            ahead = "" if name == FIXED else words(compare(users[inside], own, base))
+            many = len(np.unique(users[inside])) >= FEWEST
+            ahead = words(compare(users[inside], own, base)) if many and name != FIXED else ""
             cells += [f"{mean:.4f}".removeprefix("0"), ahead]
         lines.append(cells)
     counts = [f"{len(users):,} lists", "", f"{int(fresh.sum()):,} lists", ""]
