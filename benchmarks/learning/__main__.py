@@ -54,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"\n{own.name} ({made})\n\n{tables.text(own)}\n")
     sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
+    if whole or arguments.picture is not None:
+        picture.save(found, arguments.picture or picture.PATH)
     if whole:
-        picture.save(found)
         _write(arguments, found, told, costs, varied)
     return 0
 
@@ -124,6 +125,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--folder",
         type=Path,
         help="runs so far: not made again (benchmarks/results/learning; quick var/evaluate)",
+    )
+    parser.add_argument(
+        "--picture", type=Path, help="draw quality by shots here; the whole run draws the README's"
     )
     found = parser.parse_args(argv)
     quick = found.quick
