@@ -89,7 +89,7 @@ def windows(built: World, trained: Trained, request: Request, shown: Reporter) -
         for n0 in PATIENCE:
             vectors = moved(catalogue.vectors, past, built.cuts.fit, n0)
             tried[f"items move, n0 {n0:g}"] = (fixed, replace(catalogue, vectors=vectors))
-        options = Options(k=10, mask_seen=True, variants=("adapted",))
+        options = Options(k=10, mask_seen=not built.data.repeats, variants=("adapted",))
         with torch.inference_mode():
             judged = {
                 name: evaluate.positions(meta, upto, float(start), items, prior, options, None)
@@ -145,6 +145,9 @@ def table(runs: Sequence[Sequence[Window]]) -> str:
         cells = [name]
         for inside in (np.ones(len(users), bool), fresh):
             own, base = ndcg[inside], figures[FIXED][inside]
+            if not len(own):
+                cells += ["", ""]
+                continue
             mean = per_user(users[inside], own[:, None]).mean()
             many = len(np.unique(users[inside])) >= FEWEST
             ahead = words(compare(users[inside], own, base)) if many and name != FIXED else ""
