@@ -20,11 +20,17 @@ WIDTH = 0.6
 
 def save(found: list[SetResult], path: Path = PATH) -> None:
     """Draw nDCG@10 with 95% intervals (1.96 standard errors over users) to an SVG file."""
-    drawn = Figure(figsize=(4.2 * len(found), 4.2), layout="constrained")
+    drawn = Figure(figsize=(max(5.6, 4.2 * len(found)), 4.2), layout="constrained")
     for axes, own in zip(np.atleast_1d(drawn.subplots(1, len(found))), found, strict=True):
         _plot(axes, own)
     handles, labels = drawn.axes[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", frameon=False, ncols=len(labels))
+    drawn.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        frameon=False,
+        ncols=2 if len(found) == 1 else 4,
+    )
     drawn.savefig(path, metadata={"Date": None})
 
 
