@@ -121,6 +121,7 @@ def train(
     items = data.items
     model = recipes.model_config(request.settings.learning, data.columns.action_names)
     parent = _parent(request, model, reporter, folder)
+    _require_weights(request, parent)
     drawn = training_data.held_out(data, request.held_out, request.seed)
     cuts = cut(data.log, model.bucket, request, drawn)
     text, further = training_backbone.read(request, items, cuts, reporter, folder)
@@ -241,16 +242,20 @@ def _parent(
     return parent
 
 
+def _require_weights(request: Request, parent: Parent | None) -> None:
+    """Before texts are encoded, which takes minutes: a model without training needs a parent's."""
+    begins = parent is None or request.start == "base"
+    if begins and request.settings.learning.steps == 0:
+        raise ConfigError("nothing is trained, and no parent has weights to keep", remedy=_KEEP)
+
+
 def _ancestor(
     parent: Parent | None, cuts: Cuts, text: Text, request: Request, reporter: Reporter
 ) -> Ancestor | None:
     """Where the outer loop begins; None = at the base."""
-    kept = request.settings.learning.steps == 0
     if parent is None or request.start == "base":
-        if kept:
-            raise ConfigError("nothing is trained, and no parent has weights to keep", remedy=_KEEP)
         return None
-    if kept:
+    if request.settings.learning.steps == 0:
         parents.require_texts(parent, text.encoder.encode)
     parents.refuse_leakage(parent, cuts.fit)
     if parents.met_held_out(parent):

@@ -23,9 +23,9 @@ from adapters.episodes import Log
 from adapters.evaluate import Moments, Options
 from adapters.meta_train import Trained
 from adapters.positions import Sequences, histories
-from adapters.report import compare, per_user
+from adapters.report import compare
 from adapters.types import Catalogue, Meta
-from benchmarks.learning import world
+from benchmarks.learning import tables, world
 from benchmarks.learning.goals import words
 from benchmarks.learning.kept import Array
 from benchmarks.learning.sets import SETS
@@ -57,7 +57,6 @@ FIXED = "as served"
 class Window:
     """The lists of all variants at the same positions."""
 
-    moments: Moments
     fresh: Array  # [m] bool: the next item was first met after training
     lists: dict[str, Moments]
 
@@ -73,6 +72,9 @@ def windows(built: World, trained: Trained, request: Request, shown: Reporter) -
         own = replace(built.cuts, log=log, fit=float(begin), test=float(end))
         return training.fit_weights(trained, built.text, built.items, own, request, shown)[0]
 
+    options = Options(k=10, mask_seen=not built.data.repeats, variants=("adapted",))
+    met = np.full(len(built.items), np.inf)
+    np.minimum.at(met, log.items[log.items >= 0], log.times[log.items >= 0])
     fixed, found = fitted(built.cuts.fit, edges[0]), []
     for start, end in pairwise(edges):
         upto, _ = episodes.split_time(log, float(end))
@@ -89,16 +91,13 @@ def windows(built: World, trained: Trained, request: Request, shown: Reporter) -
         for n0 in PATIENCE:
             vectors = moved(catalogue.vectors, past, built.cuts.fit, n0)
             tried[f"items move, n0 {n0:g}"] = (fixed, replace(catalogue, vectors=vectors))
-        options = Options(k=10, mask_seen=not built.data.repeats, variants=("adapted",))
         with torch.inference_mode():
             judged = {
                 name: evaluate.positions(meta, upto, float(start), items, prior, options, None)
                 for name, (meta, items) in tried.items()
             }
-        first = judged[FIXED]
-        met = np.full(len(catalogue.alive), np.inf)
-        np.minimum.at(met, log.items[log.items >= 0], log.times[log.items >= 0])
-        found.append(Window(first, met[first.relevant[:, 0]] >= built.cuts.fit, judged))
+        fresh = met[judged[FIXED].relevant[:, 0]] >= built.cuts.fit
+        found.append(Window(fresh, judged))
     return found
 
 
@@ -145,13 +144,9 @@ def table(runs: Sequence[Sequence[Window]]) -> str:
         cells = [name]
         for inside in (np.ones(len(users), bool), fresh):
             own, base = ndcg[inside], figures[FIXED][inside]
-            if not len(own):
-                cells += ["", ""]
-                continue
-            mean = per_user(users[inside], own[:, None]).mean()
             many = len(np.unique(users[inside])) >= FEWEST
             ahead = words(compare(users[inside], own, base)) if many and name != FIXED else ""
-            cells += [f"{mean:.4f}".removeprefix("0"), ahead]
+            cells += [tables.mean(users, ndcg, inside), ahead]
         lines.append(cells)
     counts = [f"{len(users):,} lists", "", f"{int(fresh.sum()):,} lists", ""]
     lines.append(["", *counts])
@@ -166,7 +161,7 @@ def _joined(run: Sequence[Window]) -> tuple[Array, Array, dict[str, Array]]:
         return all_of(lambda window: window.lists[name].figures("adapted", 10)[:, 0])
 
     names = list(run[0].lists)
-    users = all_of(lambda window: window.moments.users)
+    users = all_of(lambda window: window.lists[FIXED].users)
     return users, all_of(lambda window: window.fresh), {name: ndcg(name) for name in names}
 
 

@@ -18,7 +18,7 @@ def text(found: SetResult) -> str:
     places = [np.ones(len(users), bool), *(inside for _, inside in parts)]
     lines = [head, ["---"] * len(head)]
     for row, ndcg in found.ndcg.items():
-        cells = [_mean(users, ndcg, inside) for inside in places]
+        cells = [mean(users, ndcg, inside) for inside in places]
         ahead = "" if row == OWN else words(difference(found, OWN, row))
         lines.append([row, *cells, ahead])
     counts = [f"{len(np.unique(users[inside])):,}" for inside in places]
@@ -27,7 +27,8 @@ def text(found: SetResult) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _mean(users: Array, ndcg: Array, inside: Array) -> str:
+def mean(users: Array, ndcg: Array, inside: Array) -> str:
+    """The mean over users of what is inside, as tables write it; empty where nothing is."""
     if not inside.any():
         return ""
     return f"{per_user(users[inside], ndcg[inside, None]).mean():.4f}".removeprefix("0")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from adapters.episodes import make_log
-from benchmarks.learning.following import moved
+from adapters.evaluate import Moments
+from benchmarks.learning.following import FIXED, Window, moved, table
 
 NEW, OLD, QUIET = 0, 1, 2
 
@@ -27,3 +29,19 @@ def test_a_new_item_moves_to_what_its_users_took_before() -> None:
     torch.testing.assert_close(found.norm(dim=1), vectors.norm(dim=1))
     few = moved(vectors, log, 50.0, 64.0)
     assert towards[NEW] > functional.cosine_similarity(few, vectors[5][None], dim=1)[NEW]
+
+
+def test_the_table_tells_leads_and_leaves_out_what_nobody_met() -> None:
+    """A set whose items were all met in training has nothing to say of new ones."""
+    users = np.arange(40)
+    none, zeros = np.zeros(40, bool), np.zeros(40, int)
+
+    def lists(place: int) -> Moments:
+        rows = np.full((40, 10), 9)
+        rows[:, place] = 1
+        relevant = np.ones((40, 1), int)
+        return Moments(users, users, zeros, none, none, none, {"adapted": rows}, relevant)
+
+    window = Window(none, {FIXED: lists(5), "better": lists(0)})
+    better = table([[window, window], [window, window]]).splitlines()[3]
+    assert better == "| better | 1.0000 | +180.7% (+180.7% to +180.7%) |  |  |"
