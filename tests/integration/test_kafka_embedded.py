@@ -20,7 +20,8 @@ from stream.embedded_kafka import EmbeddedKafka
 from stream.errors import BrokerStartError, PortInUse
 from stream.kafka.admin import Admin, NewTopic
 from stream.kafka.producer import TransactionalProducer
-from stream.ports import Message
+from stream.kafka.reader import LogReader
+from stream.ports import Message, TopicPartition
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -187,3 +188,29 @@ def test_a_damaged_jar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         server.wait()
         server.stdout.close() if server.stdout else None
     assert not list((tmp_path / "cache").rglob("*.jar"))
+
+
+def test_a_transaction_that_a_crash_of_the_only_broker_left_open_is_ended() -> None:
+    """It does not hold back for good who reads committed records."""
+    with EmbeddedKafka(heap_mb=256) as kafka:
+        servers = {"kafka.bootstrap_servers": kafka.bootstrap_servers}
+        settings = load(None, {**servers, "kafka.transaction_timeout_ms": 1_000})
+        with Admin(settings.kafka) as admin:
+            admin.create([NewTopic("t", 1, 1, {})])
+        producer = TransactionalProducer(settings, "w")
+        producer.init()
+        producer.begin()
+        producer.produce([Message("t", 0, b"k", b"v")])
+        producer._producer.flush(10)
+        kafka.kill(1)
+        producer.hurry()
+        kafka.restart(1)
+        again = TransactionalProducer(settings, "w")
+        again.init()
+        reader, at = LogReader(settings.kafka), TopicPartition("t", 0)
+        batches = reader.read({at: 0}, reader.end_offsets([at]))
+        ended: list[bool] = []
+        wait_for(lambda: ended.append(next(batches, None) is None) or ended[-1])
+        assert ended[-1], "the transaction is still open"
+        for end in (reader, producer, again):
+            end.close()
