@@ -188,9 +188,9 @@ def _partition(
 
     group = settings.kafka.group_id
     start = reader.start_offsets([tp])[tp]
-    until = max(start, admin.committed(group).get(tp, start))
+    until = max(start, admin.committed(group, [tp]).get(tp, start))
     state = newest_values(reader, TopicPartition(settings.kafka.topic("state"), tp.partition))
-    end = max(start, admin.committed(group).get(tp, start))
+    end = max(start, admin.committed(group, [tp]).get(tp, start))
     if start > 0:
         typer.echo(
             f"{tp.topic}[{tp.partition}] begins at offset {start}: retention has cut it, and users "

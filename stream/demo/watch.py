@@ -56,7 +56,8 @@ def lag(settings: Settings) -> int:
     kafka = settings.kafka
     with Admin(kafka) as admin:
         partitions = admin.partitions(kafka.topic("events"))
-        ends, done = admin.end_offsets(partitions), admin.committed(kafka.group_id)
+        ends = admin.end_offsets(partitions)
+        done = admin.committed(kafka.group_id, partitions)
     return sum(ends[tp] - done.get(tp, 0) for tp in partitions)
 
 

@@ -13,7 +13,7 @@ from confluent_kafka import admin as ck_admin
 from stream.config import Kafka
 from stream.errors import TopicError
 from stream.kafka import properties
-from stream.kafka.client import CONNECT_S, Patience, Trouble, connect, native, retried
+from stream.kafka.client import CONNECT_S, Patience, Trouble, checked, connect, native, retried
 from stream.kafka.errors import translate
 from stream.ports import TopicPartition
 
@@ -51,7 +51,7 @@ class Admin:
         self._kafka = kafka
         self._trouble = Trouble()
         self._admin = connect(ck_admin.AdminClient, properties.client(kafka), self._trouble)
-
+        self._askers: dict[str, ck.Consumer] = {}  # by group
         self._trouble.serve = lambda: self._admin.poll(0)
 
     def __enter__(self) -> Admin:
@@ -62,6 +62,8 @@ class Admin:
 
     def close(self) -> None:
         """Stop."""
+        for asker in self._askers.values():
+            asker.close()
         del self._admin
 
     def cluster(self, timeout: float = CONNECT_S) -> Cluster:
@@ -167,16 +169,20 @@ class Admin:
         missing = [tp for tp, offset in found.items() if offset == _NONE]
         return {**found, **self.end_offsets(missing)}
 
-    def committed(self, group: str) -> dict[TopicPartition, int]:
-        """What a group has committed; empty when it has never been seen.
+    def committed(
+        self, group: str, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        """What a group has committed; partitions without it are left out.
 
-        Asked anew after a while: librdkafka waits a minute for a coordinator that was not there.
+        A consumer that joins nothing asks. The admin client's own call ends the process when the
+        coordinator has moved (librdkafka, issue 5040).
         """
-        wanted = [ck.ConsumerGroupTopicPartitions(group)]
+        if group not in self._askers:
+            asking = properties.offsets_of(self._kafka, group)
+            self._askers[group] = connect(ck.Consumer, asking, self._trouble)
 
         def ask() -> list[ck.TopicPartition]:
-            asked = self._admin.list_consumer_group_offsets(wanted, request_timeout=_ASK_S)
-            return list(asked[group].result().topic_partitions)
+            return checked(self._askers[group].committed(native(partitions), timeout=_ASK_S))
 
         with self._trouble.explained(f"offsets of group {group}"):
             found = retried(ask, Patience(_ADMIN_S))

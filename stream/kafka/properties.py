@@ -73,6 +73,11 @@ def group_consumer(
     }
 
 
+def offsets_of(kafka: Kafka, group: str) -> Properties:
+    """Asks for the committed offsets of a group that it never joins, open transactions or not."""
+    return {**client(kafka), "group.id": group, "isolation.level": "read_uncommitted"}
+
+
 def reader(kafka: Kafka) -> Properties:
     """Reads up to a point; its waits are short, since the end shows as an empty fetch.
 

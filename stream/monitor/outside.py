@@ -36,11 +36,9 @@ class Outside:
         self._admin, self._reader = Admin(kafka), LogReader(kafka)
         self._items = Tail(kafka, kafka.topic("items"))
         self._runs = Tail(kafka, kafka.topic("retraining"))
+        events = self._admin.partitions(kafka.topic("events"))
         self._lag = GroupLag(
-            self._reader,
-            lambda: self._admin.committed(kafka.group_id),
-            self._admin.partitions(kafka.topic("events")),
-            clock,
+            self._reader, lambda: self._admin.committed(kafka.group_id, events), events, clock
         )
         self._last_member = clock()
         self.lags: dict[int, Lag] = {}

@@ -95,12 +95,13 @@ def test_a_worker_that_waits_for_a_broker_ends_when_asked_to(bundle: Path, tmp_p
 
 @contextmanager
 def traffic(place: Site) -> Iterator[None]:
-    """Users go on acting meanwhile, whatever happens to the brokers."""
+    """Users go on acting, and someone on asking for the lag, whatever happens to the brokers."""
     enough = threading.Event()
 
     def act() -> None:
         while not enough.wait(0.05):
             place.act()
+            place.behind()
 
     thread = threading.Thread(target=act, daemon=True)
     thread.start()

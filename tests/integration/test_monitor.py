@@ -90,11 +90,12 @@ class Stage:
         """Topics of which the monitor has committed every partition that holds something."""
         kafka = self.settings.kafka
         with Admin(kafka) as admin:
-            done = admin.committed(kafka.prefix + monitor.settings.monitor.group)
             held = {
                 role: admin.end_offsets(admin.partitions(kafka.topic(role)))
                 for role in ("events", "recommendations")
             }
+            every = [tp for ends in held.values() for tp in ends]
+            done = admin.committed(kafka.prefix + monitor.settings.monitor.group, every)
         return {
             role
             for role, ends in held.items()
