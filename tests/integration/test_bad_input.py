@@ -48,7 +48,7 @@ class Case:
 
 
 HELP, SETTING = "See `innerloop", "--print-config"
-WORKER = "worker -b {broker} --prefix {prefix} --http-port 0 --state-dir {folder}/state"
+WORKER = "worker -b {broker} --prefix {prefix} --http-port 0 --state-dir {folder}/state/{case}"
 CASES = {
     # what is typed
     "unknown command": Case("wrok", 2, ("'wrok'", HELP)),
@@ -138,9 +138,9 @@ class Place:
     bundle: Path
     port: int
 
-    def fill(self, text: str) -> str:
-        """The text with the names of this place in it."""
-        return text.format(**vars(self))
+    def fill(self, text: str, case: int = 0) -> str:
+        """The text with the names of this place in it, and the number of the case."""
+        return text.format(**vars(self), case=case)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def outcome(place: Place) -> Iterator[Callable[[str], Finished]]:
         for other in [name] if running else [name, *CASES]:
             if other not in running:
                 case = CASES[other]
-                arguments = place.fill(case.arguments).split()
+                arguments = place.fill(case.arguments, case=len(running)).split()
                 running[other] = pool.submit(innerloop, *arguments, env=case.env)
         return running[name].result()
 

@@ -17,7 +17,7 @@ from stream.commands import train
 from stream.run_folder import CHECKPOINT
 from tests.unit.small_training import home_of, invoke, said
 
-STEPS = 60
+STEPS = 40
 ROOT = Path(__file__).parents[2]
 
 

@@ -19,7 +19,7 @@ from stream.errors import ConfigError
 from stream.processes import joined
 from tests.unit.small_training import home_of, invoke
 
-STEPS = 40
+STEPS = 20
 ROOT = Path(__file__).parents[2]
 
 
