@@ -18,6 +18,7 @@ from stream.kafka.errors import translate
 from stream.ports import TopicPartition
 
 T = TypeVar("T")
+Ends = dict[TopicPartition, int] | None
 
 _NONE = -1  # the broker's answer where no record is as new as the time that was asked for
 _ADMIN_S = 15.0
@@ -196,6 +197,25 @@ class Admin:
             return len(asked[group].result().members)
 
         return self._insist(ask, f"members of group {group}")
+
+    def ask_committed_ends(self, partitions: Sequence[TopicPartition]) -> Callable[[], Ends]:
+        """Ask where committed records end (the last stable offset), without waiting.
+
+        The answer is None until it is there; partitions of which no broker told are left out.
+        """
+        asked = self._admin.list_offsets(
+            dict.fromkeys(native(partitions), _api.OffsetSpec.latest()),
+            isolation_level=ck.IsolationLevel.READ_COMMITTED,
+            request_timeout=_ASK_S,
+        )
+
+        def answer() -> Ends:
+            if not all(future.done() for future in asked.values()):
+                return None
+            told = {tp: f.result().offset for tp, f in asked.items() if f.exception() is None}
+            return {TopicPartition(tp.topic, tp.partition): end for tp, end in told.items()}
+
+        return answer
 
     def _offsets(
         self, partitions: Sequence[TopicPartition], which: Any, none: int | None = None

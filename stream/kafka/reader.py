@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import confluent_kafka as ck
 
@@ -11,7 +11,7 @@ from stream import log as log_of_stream
 from stream.config import Kafka
 from stream.errors import OffsetOutOfRange
 from stream.kafka import properties
-from stream.kafka.admin import Admin
+from stream.kafka.admin import Admin, Ends
 from stream.kafka.client import Late, Trouble, connect, log, native_positions, to_records
 from stream.kafka.errors import is_denied, passes, translate
 from stream.ports import Positions, Record, TopicPartition
@@ -22,9 +22,6 @@ AT_ONCE = 4
 LOOK_S = 10.0
 """Seconds between two looks at partitions of which nothing comes."""
 
-ASK_S = 0.5
-"""How long such a look may wait for a broker."""
-
 _WAIT = 0.02  # seconds without a record after which the caller is let go
 
 _log = log_of_stream.get("reader")
@@ -34,8 +31,13 @@ class _Follower:
     """Assigned partitions and how far each has been read, markers and aborted records included."""
 
     def __init__(
-        self, properties: properties.Properties, positions: Positions, targets: Positions
+        self,
+        admin: Admin,
+        properties: properties.Properties,
+        positions: Positions,
+        targets: Positions,
     ) -> None:
+        self._admin = admin
         self._properties = properties
         self._targets = targets
         self._late = Late()
@@ -48,6 +50,7 @@ class _Follower:
         self._consumer = connect(ck.Consumer, self._properties, self._trouble)
         self._consumer.assign(native_positions(self._at))
         self._look_due = time.monotonic() + LOOK_S
+        self._asked: Callable[[], Ends] | None = None  # while there is no answer yet
         self._stood: dict[TopicPartition, tuple[int, int]] = {}  # at the last look: where, of what
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
@@ -93,6 +96,13 @@ class _Follower:
         Ends are those of committed records (the last stable offset). Where that does not move,
         nobody can read on before the transaction that is open there has ended.
         """
+        if self._asked is not None:
+            if (ends := self._asked()) is not None:
+                self._stood, self._asked = (
+                    {tp: (self._at[tp], end) for tp, end in ends.items()},
+                    None,
+                )
+            return
         if time.monotonic() < self._look_due:
             return
         self._look_due = time.monotonic() + LOOK_S
@@ -105,18 +115,7 @@ class _Follower:
             _log.warning("reading anew", partitions=[f"{tp[0]}[{tp[1]}]" for tp in sorted(missed)])
             self.close()
             self._begin()
-        self._stood = {tp: (self._at[tp], end) for tp, end in self._ends().items()}
-
-    def _ends(self) -> dict[TopicPartition, int]:
-        """Of the committed records, as far as brokers answer."""
-        ends: dict[TopicPartition, int] = {}
-        for tp in self._at:
-            asked = ck.TopicPartition(*tp)
-            try:
-                ends[tp] = int(self._consumer.get_watermark_offsets(asked, timeout=ASK_S)[1])
-            except ck.KafkaException:
-                break
-        return ends
+        self._asked = self._admin.ask_committed_ends(list(self._at))
 
 
 class LogReader:
@@ -164,7 +163,7 @@ class LogReader:
     def _fetched(
         self, positions: Positions, targets: Positions, limit: int
     ) -> Iterator[list[Record]]:
-        follower = _Follower(properties.reader(self._kafka), positions, targets)
+        follower = _Follower(self._admin, properties.reader(self._kafka), positions, targets)
         try:
             while follower.open:
                 found = follower.poll(limit, _WAIT)
@@ -186,10 +185,10 @@ class Tail:
     """`stream.ports.Tail`: all partitions of a topic from their beginning."""
 
     def __init__(self, kafka: Kafka, topic: str) -> None:
-        with Admin(kafka) as admin:
-            partitions = admin.partitions(topic)
-            starts, targets = admin.start_offsets(partitions), admin.end_offsets(partitions)
-        self._follower = _Follower(properties.tail(kafka), starts, targets)
+        self._admin = Admin(kafka)
+        partitions = self._admin.partitions(topic)
+        starts, targets = self._admin.start_offsets(partitions), self._admin.end_offsets(partitions)
+        self._follower = _Follower(self._admin, properties.tail(kafka), starts, targets)
 
     def poll(self, limit: int = 10_000, timeout: float = 0.0) -> list[Record]:
         """What came in since the last call."""
@@ -202,3 +201,4 @@ class Tail:
     def close(self) -> None:
         """Stop."""
         self._follower.close()
+        self._admin.close()
