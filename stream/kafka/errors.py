@@ -62,6 +62,7 @@ _BAD_CONTENT = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD", "INVALID_MSG", "RECORD_L
 RETRY = {
     "_TIMED_OUT",
     "_TRANSPORT",
+    "_DESTROY_BROKER",  # it left the metadata while it was asked
     "REQUEST_TIMED_OUT",
     "UNSTABLE_OFFSET_COMMIT",
     "NOT_LEADER_FOR_PARTITION",
