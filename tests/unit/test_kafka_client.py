@@ -10,6 +10,7 @@ import pytest
 from stream.config import load
 from stream.errors import Aborted, BrokerUnavailable, ProducerFenced
 from stream.kafka import properties, reader
+from stream.kafka.admin import Admin
 from stream.kafka.client import Trouble
 from stream.kafka.consumer import GroupConsumer
 from stream.ports import Record
@@ -108,7 +109,7 @@ def group_consumer(scripted: Scripted) -> Callable[[], list[Record]]:
 
 def follower(scripted: Scripted) -> Callable[[], list[Record]]:
     """Reads without a group, where the error is one that does not pass by itself."""
-    made = reader._Follower(properties.tail(NOWHERE), {}, {})
+    made = reader._Follower(Admin(NOWHERE), properties.tail(NOWHERE), {}, {})
     made._consumer = scripted  # type: ignore[assignment]
     return lambda: made.poll(10, 0.0)
 
