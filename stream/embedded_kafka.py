@@ -131,7 +131,7 @@ class EmbeddedKafka:
     def restart(self, node_id: int) -> None:
         """Start a killed broker again, on its data and its ports."""
         node = next(node for node in self.nodes if node.id == node_id)
-        self._launch_all([node], kafka_jars.classpath())
+        self._launch([node], kafka_jars.classpath())
         self._wait_until_ready()
 
     def _start_once(self, classpath: str) -> None:
@@ -140,15 +140,15 @@ class EmbeddedKafka:
         cluster_id = existing_cluster_id(self._root) or random_id()
         for node in self.nodes:
             prepare(node, cluster_id, self._server_properties(node), classpath)
-        self._launch_all(self.nodes, classpath)
+        self._launch(self.nodes, classpath)
         self._wait_until_ready()
 
-    def _launch_all(self, nodes: Sequence[Node], classpath: str) -> None:
+    def _launch(self, nodes: Sequence[Node], classpath: str) -> None:
         crashed = [node for node in nodes if node.crashed]
         if crashed and len(nodes) == len(self.nodes):
             self._fence(crashed, classpath)
         for node in nodes:
-            self._launch(node, classpath)
+            self._spawn(node, classpath, "server.properties")
 
     def _fence(self, crashed: Sequence[Node], classpath: str) -> None:
         """Let the controllers alone declare crashed brokers dead, before these come back.
@@ -241,9 +241,6 @@ class EmbeddedKafka:
             "group.min.session.timeout.ms": "1000",
             **self._properties,
         }
-
-    def _launch(self, node: Node, classpath: str) -> None:
-        self._spawn(node, classpath, "server.properties")
 
     def _spawn(self, node: Node, classpath: str, properties: str, *flags: str) -> None:
         command = java(classpath, self._heap_mb, "kafka.Kafka", node.folder / properties)

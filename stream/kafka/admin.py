@@ -203,17 +203,14 @@ class Admin:
 
         The answer is None until it is there; partitions of which no broker told are left out.
         """
-        asked = self._admin.list_offsets(
-            dict.fromkeys(native(partitions), _api.OffsetSpec.latest()),
-            isolation_level=ck.IsolationLevel.READ_COMMITTED,
-            request_timeout=_ASK_S,
-        )
+        committed = ck.IsolationLevel.READ_COMMITTED
+        asked = self._list_offsets(partitions, _api.OffsetSpec.latest(), committed)
 
         def answer() -> Ends:
             if not all(future.done() for future in asked.values()):
                 return None
             told = {tp: f.result().offset for tp, f in asked.items() if f.exception() is None}
-            return {TopicPartition(tp.topic, tp.partition): end for tp, end in told.items()}
+            return {tp: end for tp, end in told.items() if end >= 0}  # a silent leader: see _told
 
         return answer
 
@@ -225,17 +222,21 @@ class Admin:
             return {}
 
         def ask() -> dict[TopicPartition, int]:
-            asked = self._admin.list_offsets(
-                dict.fromkeys(native(partitions), which),
-                isolation_level=ck.IsolationLevel.READ_UNCOMMITTED,
-                request_timeout=_ASK_S,
-            )
-            return {
-                TopicPartition(tp.topic, tp.partition): _told(future.result().offset, none)
-                for tp, future in asked.items()
-            }
+            asked = self._list_offsets(partitions, which, ck.IsolationLevel.READ_UNCOMMITTED)
+            return {tp: _told(future.result().offset, none) for tp, future in asked.items()}
 
         return self._insist(ask, f"offsets of {partitions[0].topic}", CONNECT_S)
+
+    def _list_offsets(
+        self, partitions: Sequence[TopicPartition], which: Any, isolation: Any
+    ) -> dict[TopicPartition, Any]:
+        """A future for each partition."""
+        asked = self._admin.list_offsets(
+            dict.fromkeys(native(partitions), which),
+            isolation_level=isolation,
+            request_timeout=_ASK_S,
+        )
+        return {TopicPartition(tp.topic, tp.partition): future for tp, future in asked.items()}
 
     def _insist(self, ask: Callable[[], T], doing: str, patience: float = _ADMIN_S) -> T:
         """Ask again for a while, each time with new metadata.

@@ -98,10 +98,8 @@ class _Follower:
         """
         if self._asked is not None:
             if (ends := self._asked()) is not None:
-                self._stood, self._asked = (
-                    {tp: (self._at[tp], end) for tp, end in ends.items()},
-                    None,
-                )
+                self._stood = {tp: (self._at[tp], end) for tp, end in ends.items()}
+                self._asked = None
             return
         if time.monotonic() < self._look_due:
             return
