@@ -8,7 +8,7 @@ import numpy as np
 
 from adapters.report import Figure, by_shots, compare
 from benchmarks.learning.kept import Array, Judged
-from benchmarks.learning.rows import ALONE, OWN
+from benchmarks.learning.rows import ALONE, FOLLOWING, OWN
 
 MARGIN = -0.03
 """Lower end of a relative difference that still counts as no worse."""
@@ -58,7 +58,8 @@ class Verdict:
 def verdicts(found: list[SetResult]) -> list[Verdict]:
     """All goals that can be told from lists."""
     return [
-        _beats_simple(found),
+        _beats_simple(found, OWN),
+        _beats_simple(found, FOLLOWING),
         *(_no_worse(found, kind) for kind in ("SASRec", "GRU")),
         _steps_alone(found),
         _steps_with_experts(found),
@@ -83,15 +84,17 @@ def words(lead: Figure) -> str:
     return f"{lead.mean:+.1%} ({lead.low:+.1%} to {lead.high:+.1%})"
 
 
-def _beats_simple(found: list[SetResult]) -> Verdict:
-    goal = "ahead of the best simple baseline by 5% on two sets, level on the third, no cohort lost"
+def _beats_simple(found: list[SetResult], row: str) -> Verdict:
+    goal = f"{row}: ahead of the best simple baseline by 5% on two sets, level on the third, "
+    goal += "no cohort lost"
     leads, lost, said = 0, [], []
-    for own in found:
-        lead = difference(own, OWN, own.best_simple)
+    run = [own for own in found if row in own.ndcg]
+    for own in run:
+        lead = difference(own, row, own.best_simple)
         said.append(f"{own.name} {words(lead)} over {own.best_simple}")
         leads += lead.mean >= AHEAD and lead.low > 0
-        lost += [own.name] * (lead.mean < 0) + _lost(own, own.best_simple)
-    met = None if len(found) < SETS else leads >= 2 and not lost
+        lost += [own.name] * (lead.mean < 0) + _lost(own, row, own.best_simple)
+    met = None if len(run) < SETS else leads >= 2 and not lost
     return Verdict(goal, met, _said(said, lost))
 
 
@@ -99,7 +102,7 @@ def _no_worse(found: list[SetResult], kind: str) -> Verdict:
     run = [own for own in found if kind in own.ndcg]
     leads = _leads(run, OWN, kind)
     lost = [name for name, lead in leads.items() if lead.low < MARGIN]
-    lost += [part for own in run for part in _lost(own, kind)]
+    lost += [part for own in run for part in _lost(own, OWN, kind)]
     return Verdict(f"no worse than {kind}", _if_all(leads, not lost), _said(_each(leads), lost))
 
 
@@ -156,8 +159,8 @@ def _new_items(found: list[SetResult]) -> Verdict:
     return Verdict(goal, met, ", ".join(f"{n} {a:.3f} against {b:.3f}" for n, a, b in rates))
 
 
-def _lost(own: SetResult, other: str) -> list[str]:
-    found = ((name, difference(own, OWN, other, inside)) for name, inside in cohorts(own))
+def _lost(own: SetResult, one: str, other: str) -> list[str]:
+    found = ((name, difference(own, one, other, inside)) for name, inside in cohorts(own))
     return [
         f"{own.name} at {name} shots {words(lead)}" for name, lead in found if lead.low < MARGIN
     ]

@@ -15,6 +15,7 @@ class Row:
     variants: tuple[str, ...] = ("adapted", "encoder only")
     main: bool = False  # part of the quick run
     judged: bool = False  # a goal asks for it: all seeds are run; an ablation takes fewer
+    windows: int = 1  # of the test; the experts' weights are fitted anew before each but the first
 
     def seeds(self, all_of_them: int, ablation: int) -> int:
         """How often this row is trained."""
@@ -27,8 +28,12 @@ ALONE = ("encoder only", "encoder only, steps off")
 OWN = "fast weight"
 """The row with all defaults."""
 
+FOLLOWING = "weights follow"
+"""The same, with the experts fitted anew now and then, as `train --experts-only` does."""
+
 ROWS = (
     Row(OWN, variants=("adapted", "steps off", *ALONE, "experts only", "mix alone"), main=True),
+    Row(FOLLOWING, variants=("adapted",), judged=True, windows=6),
     Row("no inner loop", {"learning.inner_loop": False}, main=True),
     Row("GRU", {"learning.kind": "gru"}, main=True),
     Row("SASRec", {"learning.kind": "sasrec"}, main=True),

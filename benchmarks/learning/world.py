@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adapters import episodes, evaluate, tuned
+from adapters import episodes, evaluate, listing, tuned
 from adapters.episodes import Log
 from adapters.evaluate import Moments, Options
 from adapters.meta_train import Trained
@@ -70,7 +71,10 @@ def run(world: World, row: Row, seed: int, steps: int | None, reporter: Reporter
             trained, world.text, world.items, world.cuts, request, reporter
         )
         options = replace(_options(world), variants=row.variants)
-        return _judge(world, meta, trained, options, reporter)
+        found = _judge(world, meta, trained, options, reporter)
+        if row.windows == 1:
+            return found
+        return _followed(world, trained, request, found, options, row.windows, reporter)
 
 
 def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
@@ -113,6 +117,42 @@ def _judge(
     prior, catalogue = training.catalogue_at(meta, trained, world.text, world.items, log, start)
     with reporter.phase("judge") as advance, torch.inference_mode():
         return evaluate.positions(meta, log, start, catalogue, prior, options, _plain(advance))
+
+
+def _followed(
+    world: World,
+    trained: Trained,
+    request: Request,
+    found: Moments,
+    options: Options,
+    count: int,
+    reporter: Reporter,
+) -> Moments:
+    """The same lists, but for those after the first of `count` windows of equally many events.
+
+    Before each of these the experts' weights are fitted anew, on all that came between training
+    and the start of the window; the bucket of time in which it starts is its own as a whole.
+    """
+    cuts, log = world.cuts, world.cuts.log
+    first = int(np.searchsorted(log.times, cuts.test))
+    edges = np.linspace(first, len(log), count + 1)[1:-1].astype(int)
+    starts = [float(t) for t in bucket_start(log.times[edges], trained.meta.config.bucket)]
+    times, lists = log.times[found.events], {name: v.copy() for name, v in found.lists.items()}
+    for start, end in pairwise([*starts, np.inf]):
+        inside = (times >= start) & (times < end)
+        upto = replace(cuts, test=start)
+        meta, _ = training.fit_weights(trained, world.text, world.items, upto, request, reporter)
+        known, _ = episodes.split_time(log, end)
+        prior, catalogue = training.catalogue_at(
+            meta, trained, world.text, world.items, known, cuts.test
+        )
+        with reporter.phase("judge a window") as advance, torch.inference_mode():
+            rows = listing.rank_all(
+                meta, known, found.events[inside], catalogue, prior, options, _plain(advance)
+            )
+        for name, places in rows.items():
+            lists[name][inside] = places
+    return replace(found, lists=lists)
 
 
 def _plain(advance: Advance) -> Callable[[float], None]:
