@@ -112,5 +112,5 @@ $(ENCODER): $(INSTALLED) export/to_onnx.py
 	@touch $@
 
 $(KAFKA): $(INSTALLED) stream/data/kafka_jars.txt
-	@$(BIN)/python -m stream.embedded_kafka --fetch
+	@$(BIN)/python -m stream.kafka_install
 	@touch $@

@@ -6,18 +6,16 @@ the machine. Brokers never outlive the process that started them.
     with EmbeddedKafka() as kafka:
         print(kafka.bootstrap_servers)
 
-`python -m stream.embedded_kafka --fetch` fetches the jars, once.
+`python -m stream.kafka_install` fetches what it needs, once.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import random
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -54,6 +52,7 @@ class EmbeddedKafka:
     `port` is that of the first broker, the others follow it; None = any free ones. `data` keeps
     the logs of the topics across starts; None = a folder that goes away at `stop`. `properties`
     are added to every broker's. Replication of internal topics is 3 with min ISR 2 on three.
+    `java_flags` are Java's own.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class EmbeddedKafka:
         data: Path | None = None,
         heap_mb: int = 512,
         properties: Mapping[str, str] | None = None,
+        java_flags: Sequence[str] = (),
     ) -> None:
         self.brokers = brokers
         self.nodes: list[Node] = []
@@ -71,6 +71,7 @@ class EmbeddedKafka:
         self._keep = data
         self._heap_mb = heap_mb
         self._properties = dict(properties or {})
+        self._java_flags = list(java_flags)
         self._root: Path | None = None
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -91,15 +92,15 @@ class EmbeddedKafka:
         """Process ids of the brokers that run."""
         return [p.pid for p in self._processes.values() if p.poll() is None]
 
-    def start(self, progress: kafka_jars.Progress | None = None) -> None:
+    def start(self) -> None:
         """Start all brokers and return when clients can use them.
 
         Raises `PortInUse`, and `BrokerStartError` that names the log. Jars that are missing are
-        fetched first; `progress` is told of them.
+        fetched first.
         """
         for port in self._wanted_ports():
             check_port(port)
-        classpath = kafka_jars.classpath(progress)
+        classpath = kafka_jars.classpath()
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 self._start_once(classpath)
@@ -244,6 +245,7 @@ class EmbeddedKafka:
 
     def _spawn(self, node: Node, classpath: str, properties: str, *flags: str) -> None:
         command = java(classpath, self._heap_mb, "kafka.Kafka", node.folder / properties)
+        flags = (*self._java_flags, *flags, f"-Djava.io.tmpdir={node.clear_scratch()}")
         remove = "" if self._keep else str(node.folder.parent)
         with node.log.open("ab") as log:
             self._processes[node.id] = subprocess.Popen(
@@ -357,30 +359,3 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def report(done: int, total: int) -> None:
-    """Progress of a fetch on stderr: a line that moves on a terminal, one line elsewhere."""
-    if sys.stderr.isatty() or done == total:
-        end = "\n" if done == total else "\r"
-        sys.stderr.write(f"Apache Kafka {kafka_jars.KAFKA_VERSION}: {done} of {total} jars{end}")
-        sys.stderr.flush()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Fetch Kafka's jars, or write the list of them for a new version."""
-    parser = argparse.ArgumentParser(prog="python -m stream.embedded_kafka")
-    choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--fetch", action="store_true", help="fetch the pinned jars, once")
-    choice.add_argument("--resolve", action="store_true", help="print the list to be pinned")
-    if parser.parse_args(arguments).fetch:
-        try:
-            kafka_jars.classpath(report)
-        except BrokerStartError as error:
-            parser.exit(error.exit_code, f"{error}\n")
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in kafka_jars.resolve())
-
-
-if __name__ == "__main__":
-    main()

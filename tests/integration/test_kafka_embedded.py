@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stream import embedded_kafka, kafka_jars
+from stream import embedded_kafka, kafka_jars, kafka_node
 from stream.config import load
 from stream.embedded_kafka import EmbeddedKafka
 from stream.errors import BrokerStartError, PortInUse
@@ -64,6 +64,19 @@ kafka.start()
 print(kafka.pids[0], kafka.nodes[0].folder.parent, flush=True)
 time.sleep(600)
 """
+
+
+def test_notes_of_a_first_start_that_are_damaged_stop_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Java says so in its log and starts as if there were none."""
+    notes = tmp_path / "classes.aot"
+    notes.write_bytes(kafka_node.class_cache().read_bytes()[: 1 << 20])
+    monkeypatch.setattr(kafka_node, "class_cache", lambda: notes)
+    with EmbeddedKafka(heap_mb=256) as kafka:
+        assert f"-XX:AOTCache={notes}" in psutil.Process(kafka.pids[0]).cmdline()
+        kept = psutil.Process(kafka.pids[0]).open_files()
+        assert not [file.path for file in kept if file.path == str(notes)]
 
 
 def test_a_killed_parent_leaves_no_broker_and_no_folder() -> None:
