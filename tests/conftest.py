@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from stream.config import Settings, load
+from tests import exports
 
 # Two files are tested at a time, and many small products gain nothing from more threads: with two
 # each, the learning's tests took six times as long. Torch and the processes of tests read this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is exported once serves all tests."""
+    if exports.begin():
+        config.add_cleanup(exports.end)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

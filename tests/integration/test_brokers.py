@@ -30,6 +30,13 @@ def cluster() -> Iterator[EmbeddedKafka]:
         yield kafka
 
 
+@pytest.fixture(scope="module")
+def alone() -> Iterator[EmbeddedKafka]:
+    """The only broker of a cluster; each test that kills it restarts it."""
+    with EmbeddedKafka() as kafka:
+        yield kafka
+
+
 def test_a_leader_and_coordinator_may_die_under_load(
     cluster: EmbeddedKafka, bundle: Path, tmp_path: Path
 ) -> None:
@@ -57,35 +64,39 @@ def test_a_leader_and_coordinator_may_die_under_load(
         place.check(worker, late)
 
 
-def test_a_worker_outlives_the_only_broker(bundle: Path, tmp_path: Path) -> None:
+def test_a_worker_outlives_the_only_broker(
+    alone: EmbeddedKafka, bundle: Path, tmp_path: Path
+) -> None:
     """It waits for as long as no broker answers, and serves again when one does."""
-    with EmbeddedKafka() as kafka, site(kafka.bootstrap_servers, bundle, tmp_path) as place:
+    with site(alone.bootstrap_servers, bundle, tmp_path) as place:
         with place.worker() as worker:
             worker.start()
             place.act()
             place.settle(worker)
-            kafka.kill(1)
+            alone.kill(1)
             eventually(lambda: worker.lines("lag unknown"), worker.text)
-            kafka.restart(1)
+            alone.restart(1)
             place.act()
             place.settle(worker)
             assert worker.terminate() == 0, worker.text()
         place.check(owner=worker)
 
 
-def test_a_worker_that_waits_for_a_broker_ends_when_asked_to(bundle: Path, tmp_path: Path) -> None:
+def test_a_worker_that_waits_for_a_broker_ends_when_asked_to(
+    alone: EmbeddedKafka, bundle: Path, tmp_path: Path
+) -> None:
     """SIGTERM ends it, with a batch in hand or not, and its next start goes on."""
-    with EmbeddedKafka() as kafka, site(kafka.bootstrap_servers, bundle, tmp_path) as place:
+    with site(alone.bootstrap_servers, bundle, tmp_path) as place:
         with place.worker() as worker:
             worker.start()
             eventually(worker.ready, worker.text)
             for _ in range(50):
                 place.act()
             eventually(lambda: worker.lines("batch"), worker.text)
-            kafka.kill(1)
+            alone.kill(1)
             eventually(lambda: any(map(worker.lines, WAITING)), worker.text)
             assert worker.terminate() == 0, worker.text()
-            kafka.restart(1)
+            alone.restart(1)
             worker.start()
             place.act()
             place.settle(worker)

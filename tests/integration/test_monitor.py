@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -45,6 +46,7 @@ class Stage:
     settings: Settings
     topics: Topics
     folder: Path
+    retraining: Monitor | None = None  # one that runs for as long as the stage is there
 
     def monitor(self, name: str = "one", **changes: object) -> Monitor:
         """A monitor that has not been started; `changes` are settings of it."""
@@ -113,6 +115,20 @@ def stage(kafka_settings: Settings, tmp_path: Path) -> Iterator[Stage]:
     topics.create(kafka_settings)
     made = Stage(kafka_settings, Topics(kafka_settings), tmp_path)
     yield made
+    made.topics.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scheduled(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A stage whose monitor is to retrain every minute, begun before all tests: minutes pass."""
+    prefix = f"t{uuid.uuid4().hex[:10]}."
+    changes = {"kafka.bootstrap_servers": broker, "kafka.prefix": prefix, "kafka.partitions": 2}
+    settings = load(None, changes)
+    topics.create(settings)
+    made = Stage(settings, Topics(settings), tmp_path_factory.mktemp("scheduled"))
+    command = "echo 'innerloop: no events'; exit 4"
+    with made.monitor(retrain_cron="* * * * *", retrain_command=command) as made.retraining:
+        yield made
     made.topics.close()
 
 
@@ -274,22 +290,25 @@ def test_claims_of_two_monitors_exclude_each_other(stage: Stage) -> None:
     assert claims.claim(later, going=False)
 
 
-def test_the_schedule_retrains_and_tells_how_it_ended(stage: Stage) -> None:
+def test_the_schedule_retrains_and_tells_how_it_ended(scheduled: Stage) -> None:
     """Every minute by crontab: a run begins once, its outcome is metric, message and alarm."""
-    command = "echo 'innerloop: no events'; exit 4"
-    with stage.monitor(retrain_cron="* * * * *", retrain_command=command) as monitor:
-        monitor.wait_until_ready()
-        eventually(
-            lambda: (monitor.status()["retraining"] or {}).get("status") == "failed",
-            monitor.log,
-            90,
-        )
-        status, page = monitor.status(), monitor.get("/metrics")[1]
-    assert status["retraining"]["exit_code"] == 4
+    monitor = scheduled.retraining
+    assert monitor is not None
+    eventually(lambda: ended_runs(scheduled), monitor.log, 90)
+    eventually(lambda: (monitor.status()["retraining"] or {}).get("exit_code") == 4, monitor.log)
+    status, page = monitor.status(), monitor.get("/metrics")[1]
     assert "innerloop: no events" in status["alarms"]["retraining_failed"]
-    assert 'innerloop_retrainings_total{outcome="failed"} 1.0' in page
-    found = [decode(record) for record in stage.topics.records("retraining")]
-    assert [run.status for run in found if run] == ["running", "failed"]
+    assert 'innerloop_retrainings_total{outcome="failed"}' in page
+    told = [run for run in map(decode, scheduled.topics.records("retraining")) if run]
+    for begun, ended in zip(told[::2], told[1::2], strict=False):
+        assert (begun.status, ended.status) == ("running", "failed")
+        assert begun.run == ended.run
+
+
+def ended_runs(stage: Stage) -> list[Run]:
+    """Retrainings of which an outcome was told."""
+    found = map(decode, stage.topics.records("retraining"))
+    return [run for run in found if run and run.status != "running"]
 
 
 def test_mistakes_are_one_line(stage: Stage) -> None:

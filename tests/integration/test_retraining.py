@@ -23,6 +23,7 @@ from stream.message_types import Forget
 from stream.releases import ModelRef, Release, encode_release
 from stream.run_folder import CHECKPOINT
 from stream.testing_worker import click, item
+from tests import exports
 from tests.integration.world import Topics
 from tests.unit.small_training import invoke, said, small_bert, write_data
 
@@ -96,6 +97,7 @@ def world(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
     made = World(config.load(None, changes), home)
     write_data(home)
     small_bert(home / "bert")
+    exports.share(home / "cache" / "innerloop")
     topics.create(made.settings)
     with pytest.MonkeyPatch.context() as patch, training.one_thread():
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))

@@ -193,37 +193,47 @@ def other_buckets(bundle: Path) -> None:
     save_bundle(bundle.parent, Settings(), bucket=60.0)
 
 
-BAD: list[tuple[Callable[[Path], None], str]] = [
-    (flip, "is not what the manifest says"),
-    (lambda bundle: (bundle / "items.safetensors").unlink(), "half-written"),
-    (lambda bundle: (bundle / "manifest.json").unlink(), "no manifest.json"),
-    (newer, "format 99"),
-    (other_buckets, "bucket"),
-]
+BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "flip": (flip, "is not what the manifest says"),
+    "half": (lambda bundle: (bundle / "items.safetensors").unlink(), "half-written"),
+    "none": (lambda bundle: (bundle / "manifest.json").unlink(), "no manifest.json"),
+    "newer": (newer, "format 99"),
+    "terms": (other_buckets, "bucket"),
+}
 
 
-@pytest.mark.parametrize(("spoil", "why"), BAD, ids=["flip", "half", "none", "newer", "terms"])
+@pytest.fixture
+def bad(tmp_path: Path) -> dict[Path, tuple[str, str]]:
+    """Bundles of which something is wrong: version, and the reason to be told."""
+    made = {}
+    for seed, (name, (spoil, why)) in enumerate(BAD.items(), 11):
+        bundle = tmp_path / name / "bundle"
+        save_bundle(bundle.parent, Settings(), seed=seed)
+        version = orjson.loads(read(bundle))["version"]
+        spoil(bundle)
+        if (bundle / "manifest.json").exists():
+            version = orjson.loads(read(bundle))["version"]
+        made[bundle] = version, why
+    return made
+
+
 def test_a_bad_bundle_is_refused_while_the_old_model_goes_on(
-    place: Site, tmp_path: Path, spoil: Callable[[Path], None], why: str
+    place: Site, bad: dict[Path, tuple[str, str]]
 ) -> None:
-    """One line with the reason; lists go on, also after a restart."""
-    save_bundle(tmp_path, Settings(), seed=11)
-    version = orjson.loads((tmp_path / "bundle" / "manifest.json").read_bytes())["version"]
-    spoil(tmp_path / "bundle")
-    if (tmp_path / "bundle" / "manifest.json").exists():
-        now = orjson.loads((tmp_path / "bundle" / "manifest.json").read_bytes())
-        version = now["version"]
+    """One line with the reason for each; lists go on, also after a restart."""
+    assert len({version for version, _ in bad.values()}) == len(BAD)
     with place.worker() as worker:
         worker.start()
         eventually(lambda: "champion" in served(worker), worker.text)
         before = served(worker)["champion"]
-        place.topics.release(tmp_path / "bundle", version=version)
-        eventually(lambda: version in served(worker).get("refused", {}), worker.text)
-        assert why in served(worker)["refused"][version]
-        place.act()
-        place.settle(worker)
-        assert {x["model_version"] for x in newest(place).values()} == {before}
-        assert [x["version"] for x in worker.lines("model refused")].count(version) == 1
+        for bundle, (version, why) in bad.items():
+            place.topics.release(bundle, version=version)
+            eventually(lambda v=version: v in served(worker).get("refused", {}), worker.text)
+            assert why in served(worker)["refused"][version]
+            assert [x["version"] for x in worker.lines("model refused")].count(version) == 1
+            place.act()
+            place.settle(worker)
+            assert {x["model_version"] for x in newest(place).values()} == {before}
         assert worker.terminate() == 0
         worker.start()
         eventually(lambda: served(worker).get("champion") == before, worker.text)

@@ -34,6 +34,7 @@ from stream.message_types import Event, Item
 from stream.ports import Record
 from stream.releases import Release, Role, encode_release
 from stream.testing_worker import NOW, item, untrained_model
+from tests import exports
 
 FILMS = [
     *(item(f"h{i}", f"Night of the Haunted House {i}", category=["Horror"]) for i in range(12)),
@@ -82,7 +83,7 @@ def save_bundle(
     `changes` are those of `untrained_model`.
     """
     bert = small_bert()
-    files = to_onnx.cached(bert, folder / "encoders")
+    files = to_onnx.cached(bert, exports.folder(folder / "encoders"))
     encoder = OnnxEncoder(files, device="cpu", threads=1)
     texts = tuple(f"film number {n}" for n in range(12))
     expected = backbone.encode(bert, texts).numpy()

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from adapters import backbone
 from stream.errors import InnerloopError
+from tests import exports
 
 THEMES = ("space", "wedding", "heist", "ghost")
 DAY = 86_400_000
@@ -28,6 +29,7 @@ def home_of(folder: Path, *, processes: bool = False) -> Iterator[Path]:
     """Data, a small BERT, and caches of their own, which other `processes` find as well."""
     write_data(folder)
     small_bert(folder / "bert")
+    exports.share(folder / "cache" / "innerloop" if processes else folder / "cache")
     with pytest.MonkeyPatch.context() as patch:
         if processes:
             patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -22,6 +22,7 @@ from stream.gate import Slice
 from stream.gate_data import Data, FromFiles
 from stream.progress import Reporter
 from stream.training import Request
+from tests import exports
 from tests.unit.small_training import small_bert
 
 SETTINGS = Settings()
@@ -34,6 +35,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     """A model of the first ratings, with a small BERT."""
     folder = tmp_path_factory.mktemp("films")
     small_bert(folder / "bert")
+    exports.share(folder / "cache")
     request = Request(
         events=["movietweetings"],
         items=["movietweetings"],

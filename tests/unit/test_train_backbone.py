@@ -19,6 +19,7 @@ from stream.errors import ConfigError, DataError
 from stream.message_checks import Limits
 from stream.messages import item_text, read_item
 from stream.training_backbone import FIGURES_FILE, item_texts
+from tests import exports
 from tests.unit.small_training import invoke, said, small_bert, write_data
 
 NOISE = ["red", "blue", "green", "white", "gold", "dog", "cat", "cow", "pig", "fox", "owl", "bee"]
@@ -52,6 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_data(folder, users=900)
     bury_themes(folder)
     small_bert(folder / "bert", layers=2)
+    exports.share(folder / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
         patch.setattr(platformdirs, "user_data_path", lambda *_: folder / "data")
