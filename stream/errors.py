@@ -139,7 +139,7 @@ class Aborted(InnerloopError):
 
 
 class UnknownUser(InnerloopError):
-    """Nothing is known. Check the id and --prefix."""
+    """Nothing is known. Wait until workers have no lag, or check the id and --prefix."""
 
 
 class UnknownItem(InnerloopError):
