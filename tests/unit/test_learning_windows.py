@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adapters.episodes import Log
 from adapters.evaluate import Moments
 from benchmarks.learning import world
 from benchmarks.learning.rows import FOLLOWING, OWN, ROWS
@@ -16,7 +15,7 @@ from benchmarks.learning.world import World
 from stream.progress import Reporter
 from tests.unit.small_training import write_data
 
-WINDOWS = 3
+WINDOWS = 2
 
 
 @pytest.fixture(scope="module")
@@ -37,39 +36,31 @@ def run(built: World, name: str) -> Moments:
     return world.run(built, asked, 0, 1, Reporter())
 
 
-def edges(built: World) -> list[int]:
-    """Places in the log near which the second window and the last begin."""
-    first = int(np.searchsorted(built.cuts.log.times, built.cuts.test))
-    width = (len(built.cuts.log) - first) // WINDOWS
-    return [first + width, len(built.cuts.log) - width]
+def test_weights_fitted_anew_know_what_came_before_their_window_alone(built: World) -> None:
+    """The first window is served by the weights of the fit, the second by others.
 
-
-def test_windows_know_what_came_before_them_alone(built: World) -> None:
-    """The first is served by the weights of the fit, later ones by others.
-
-    What happens in the last window changes no list of those before it.
+    What happens late in a window changes no earlier list of it.
     """
-    fixed, found = run(built, OWN), run(built, FOLLOWING)
-    second, last = edges(built)
-    early, later = found.events < second - 20, found.events >= second + 20
-    assert min(early.sum(), later.sum()) > 20
-    same = (fixed.lists["adapted"] == found.lists["adapted"]).all(1)
-    assert same[early].all()
-    assert not same[later].all()
     log = built.cuts.log
+    first = int(np.searchsorted(log.times, built.cuts.test))
+    middle, late = first + (len(log) - first) // 2, first + (len(log) - first) * 3 // 4
+    fixed, found = run(built, OWN), run(built, FOLLOWING)
+    same = (fixed.lists["adapted"] == found.lists["adapted"]).all(1)
+    before, after = found.events < middle - 20, found.events >= middle + 20
+    assert min(before.sum(), after.sum()) > 20
+    assert same[before].all()
+    assert not same[after].all()
     items = log.items.copy()
-    items[last:] = np.random.default_rng(1).permutation(items[last:])
-    changed = replace(built, cuts=replace(built.cuts, log=with_items(log, items)))
-    other = run(changed, FOLLOWING)
-    for moments, theirs in ((found, other), (other, found)):
-        inside = (moments.events < last - 60) & np.isin(moments.events, theirs.events)
-        again = np.isin(theirs.events, moments.events[inside])
-        assert inside.sum() > 20
-        np.testing.assert_array_equal(
-            moments.lists["adapted"][inside], theirs.lists["adapted"][again]
-        )
+    items[late:] = np.random.default_rng(1).permutation(items[late:])
+    other = run(replace(built, cuts=replace(built.cuts, log=replace(log, items=items))), FOLLOWING)
+    one, two = (lists_before(moments, late - 20) for moments in (found, other))
+    both = sorted(one.keys() & two.keys())
+    assert both[-1] > middle + 20
+    assert [one[event] for event in both] == [two[event] for event in both]
 
 
-def with_items(log: Log, items: np.ndarray) -> Log:
-    """The log with other items taken."""
-    return replace(log, items=items)
+def lists_before(moments: Moments, place: int) -> dict[int, list[int]]:
+    """The lists at events before this place in the log; an event may have none in another log."""
+    early = moments.events < place
+    rows = moments.lists["adapted"][early].tolist()
+    return dict(zip(moments.events[early].tolist(), rows, strict=True))

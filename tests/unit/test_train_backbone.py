@@ -49,8 +49,18 @@ def bury_themes(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Data of enough users to judge a backbone by, a small BERT of two layers, and caches."""
-    folder = tmp_path_factory.mktemp("home")
-    write_data(folder, users=900)
+    yield from made(tmp_path_factory.mktemp("home"), users=900)
+
+
+@pytest.fixture(scope="module")
+def small_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same with fewer users."""
+    yield from made(tmp_path_factory.mktemp("home"), users=100)
+
+
+def made(folder: Path, users: int) -> Iterator[Path]:
+    """A home in this folder."""
+    write_data(folder, users=users)
     bury_themes(folder)
     small_bert(folder / "bert", layers=2)
     exports.share(folder / "cache")
@@ -114,11 +124,11 @@ def serves(bundle: Bundle, folder: Path, items: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "last_layers"])
-def test_a_tuned_backbone_is_what_the_bundle_serves(home: Path, kind: str) -> None:
+def test_a_tuned_backbone_is_what_the_bundle_serves(small_home: Path, kind: str) -> None:
     """Vectors of encoder, items and probe are those of the tuned weights, and not of the old."""
-    bundle, run, _ = trained(home, kind, "--set", f"learning.tune_backbone={kind}")
-    serves(bundle, run / "tuned", home / "items.jsonl")
-    old = backbone.encode(backbone.load(home / "bert"), bundle.probe.texts).numpy()
+    bundle, run, _ = trained(small_home, kind, "--set", f"learning.tune_backbone={kind}")
+    serves(bundle, run / "tuned", small_home / "items.jsonl")
+    old = backbone.encode(backbone.load(small_home / "bert"), bundle.probe.texts).numpy()
     assert np.abs(bundle.probe.vectors - old).max() > 1e-5
     assert not any(name.startswith("backbone.") for name in bundle.meta.tensors)
     assert bundle.manifest.parity.max_difference < 1e-4
@@ -181,13 +191,13 @@ def test_a_backbone_made_worse_is_not_kept(home: Path, further: tuple[Bundle, Pa
     assert bundles.load(str(home / "worse")).encoder.sha == bundle.encoder.sha
 
 
-def test_a_backbone_whose_vectors_became_alike_is_not_kept(home: Path) -> None:
+def test_a_backbone_whose_vectors_became_alike_is_not_kept(small_home: Path) -> None:
     """One that tells no item from another ends no training: the old one serves."""
     more = ("--set", "learning.pretrain_steps=5", "--set", "learning.pretrain_rate=1")
-    bundle, run, told = trained(home, "alike", *more)
+    bundle, run, told = trained(small_home, "alike", *more)
     assert not figures(run)["kept"]
     assert "the backbone stays as it was" in told
-    serves(bundle, home / "bert", home / "items.jsonl")
+    serves(bundle, small_home / "bert", small_home / "items.jsonl")
 
 
 def test_titles_and_the_rest_are_told_apart() -> None:
@@ -234,18 +244,18 @@ def test_settings_say_what_is_trained() -> None:
     ],
 )
 def test_mistakes_are_one_clear_line(
-    home: Path, more: tuple[str, ...], kind: type[Exception], message: str
+    small_home: Path, more: tuple[str, ...], kind: type[Exception], message: str
 ) -> None:
     """What cannot be trained is named with the setting to change, and leaves no bundle."""
     flags = [part for setting in more for part in ("--set", setting)]
-    error = said(invoke(train.app, *options(home, "mistake", *flags)))
+    error = said(invoke(train.app, *options(small_home, "mistake", *flags)))
     assert isinstance(error, kind)
     assert message in str(error)
     assert "\n" not in str(error)
-    assert not (home / "mistake").exists()
+    assert not (small_home / "mistake").exists()
 
 
-def test_a_duration_that_is_none_is_refused(home: Path) -> None:
+def test_a_duration_that_is_none_is_refused(small_home: Path) -> None:
     """`--pretrain` wants a time such as 5m."""
-    result = invoke(train.app, *options(home, "mistake", "--pretrain", "much"))
+    result = invoke(train.app, *options(small_home, "mistake", "--pretrain", "much"))
     assert "no duration" in str(said(result))
