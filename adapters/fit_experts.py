@@ -19,7 +19,7 @@ from torch.nn import functional
 from adapters import evaluate, experts, features, fit_own_weights, fit_rerank, ranking, rerank
 from adapters.episodes import Log
 from adapters.experts import Prior
-from adapters.fit_history import DEFAULTS, FitOptions, History, per_user
+from adapters.fit_history import DEFAULTS, Asked, FitOptions, History, per_user
 from adapters.minimise import minimise
 from adapters.signals import Ints
 from adapters.types import Catalogue, Meta, UserView
@@ -53,6 +53,7 @@ class Sample:
     shots: Tensor  # [n], -1 = none, and a profile
     context: Tensor  # [n, 4] of experts.circumstances
     users: Tensor  # [n]
+    recency: Tensor  # [n]
 
 
 def fit(
@@ -138,9 +139,9 @@ def _solve(
     """
     sample = Sample(*(_double(getattr(sample, name)) for name in Sample.__slots__))
     default, told = meta["expert_weight"].double(), sample.shots < 0
-    importance = per_user(sample.users, options.weighting).double()
+    importance = per_user(sample.users, options.weighting).double() * sample.recency
     rest = sample if told.all() else _rows(sample, torch.nonzero(~told)[:, 0])
-    own = per_user(rest.users, options.weighting).double()
+    own = per_user(rest.users, options.weighting).double() * rest.recency
     pull = options.pull * (_variance(rest) + 0.1)
     scale = 1 / (_variance(rest) + 0.1)
 
@@ -181,26 +182,17 @@ def _double(values: Tensor) -> Tensor:
 def _collect(meta: Meta, history: History, users: Ints) -> Sample | None:
     generator = torch.Generator().manual_seed(history.seed)
     parts = [
-        _sample(meta, step, view, wanted, owner, history.options, generator)
-        for step, view, wanted, owner in history.walk(meta, users)
+        _sample(meta, asked, history.options, generator) for asked in history.walk(meta, users)
     ]
     if not parts:
         return None
     return Sample(*(torch.cat([getattr(p, name) for p in parts]) for name in Sample.__slots__))
 
 
-def _sample(
-    meta: Meta,
-    step: Step,
-    view: UserView,
-    wanted: Tensor,
-    users: Tensor,
-    options: FitOptions,
-    generator: torch.Generator,
-) -> Sample:
-    prepared = step.prepared
-    chance = _proposal(step, options.uniform)
-    n, m = len(users), options.negatives
+def _sample(meta: Meta, asked: Asked, options: FitOptions, generator: torch.Generator) -> Sample:
+    view, wanted, prepared = asked.view, asked.wanted, asked.step.prepared
+    chance = _proposal(asked.step, options.uniform)
+    n, m = len(wanted), options.negatives
     drawn = torch.multinomial(chance, n * m, replacement=True, generator=generator).view(n, m)
     rows = torch.cat([wanted.clamp(min=0), drawn], 1)
     values = ranking.expert_values(meta, prepared, view, rows)
@@ -222,7 +214,8 @@ def _sample(
         context=experts.circumstances(
             view, features.trend(meta.config, prepared, features.seeds(view))
         ),
-        users=users,
+        users=asked.users,
+        recency=asked.recency,
     )
 
 
@@ -265,7 +258,7 @@ def _zero_shot(
     lists: dict[str, list[Tensor]] = {name: [] for name in models}
     wanted: list[Tensor] = []
     with torch.no_grad():
-        for step, view, relevant, _ in history.walk(models[first], users, fresh=True):
+        for step, view, relevant, *_ in history.walk(models[first], users, fresh=True):
             told = torch.zeros(len(relevant), dtype=torch.bool) if view.told is None else view.told
             mine = torch.nonzero(told == profiled)[:, 0]
             if not len(mine):

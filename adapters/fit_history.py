@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class FitOptions:
     pull: float = 1e-3  # L2 towards the default weights, per unit of a feature's variance
     validation: float = 0.25  # share of users that decide on the zero-shot weights
     weighting: float = 0.5  # of a user: positions ** -weighting; 1 = all users weigh the same
+    fade: float | None = None  # a position's half-life, in times fitted on; None = all count alike
     horizon: int = 10
     mask_seen: bool = True
     steps: int = 60  # of the optimiser
@@ -37,6 +39,20 @@ class FitOptions:
 
 DEFAULTS = FitOptions()
 """What is fitted where nothing else is asked for."""
+
+
+class Asked(NamedTuple):
+    """Requests of one bucket: what was known, what came next, whose they were, how much they count.
+
+    What people do shifts, and with it the weights that are right: with `fade` later requests
+    count more (learning-log.md, 2026-11-29).
+    """
+
+    step: Step
+    view: UserView  # of n users
+    wanted: Tensor  # [n, horizon] relevant rows
+    users: Tensor  # [n]
+    recency: Tensor  # [n] float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +79,8 @@ class History:
         """The positions of `log` at `start` or later."""
         return cls(Sequences.of(log), start, catalogue, prior, options, seed)
 
-    def walk(
-        self, meta: Meta, users: Ints, *, fresh: bool = False
-    ) -> Iterator[tuple[Step, UserView, Tensor, Tensor]]:
-        """Bucket by bucket: views of n users, relevant rows [n, horizon] and who they are [n].
-
-        With `fresh` only the users' first events count.
-        """
+    def walk(self, meta: Meta, users: Ints, *, fresh: bool = False) -> Iterator[Asked]:
+        """Bucket by bucket what was asked for. With `fresh` only the users' first events count."""
         events, wanted = self.positions(users, fresh=fresh)
         if not len(events):
             return
@@ -82,7 +93,13 @@ class History:
             view = replace(view, interests=interests[step.inside])
             asked = torch.from_numpy(log.times[at])
             view = arrivals.hide_unborn(view, step.prepared, step.shared.now, asked)
-            yield step, view, torch.from_numpy(wanted[step.inside]), torch.from_numpy(log.users[at])
+            yield Asked(
+                step,
+                view,
+                torch.from_numpy(wanted[step.inside]),
+                torch.from_numpy(log.users[at]),
+                self._recency(asked),
+            )
 
     def positions(self, users: Ints, *, fresh: bool) -> tuple[Ints, Ints]:
         """Places in the log with something relevant after them, and the relevant items.
@@ -101,6 +118,14 @@ class History:
             rng = np.random.default_rng(self.seed)
             some = np.sort(rng.choice(some, options.positions, replace=False))
         return events[some], wanted[some]
+
+    def _recency(self, times: Tensor) -> Tensor:
+        """Weights [n] float64 of positions at these times [n], 1 at the end of the log."""
+        last, fade = float(self.seq.log.times[-1]), self.options.fade
+        if fade is None or last <= self.start:
+            return torch.ones_like(times)
+        weight: Tensor = 0.5 ** ((last - times) / (fade * (last - self.start)))
+        return weight
 
 
 def per_user(users: Tensor, weighting: float) -> Tensor:

@@ -66,7 +66,7 @@ def _fitted(meta: Meta, history: History, users: Ints, judges: Ints) -> Meta:
     usual, variance = moments(found, torch.from_numpy(requests.users), history)
     requests, found = _read(meta, history, judges)
     events, _ = history.positions(judges, fresh=False)
-    parts = [look(meta, *step) for step in history.walk(meta, judges)]
+    parts = [look(meta, asked) for asked in history.walk(meta, judges)]
     if found is None or not parts:
         return meta
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from adapters import features, ranking, rerank
 from adapters.features import NEVER
-from adapters.fit_history import History, per_user
+from adapters.fit_history import Asked, History, per_user
 from adapters.minimise import minimise
 from adapters.signals import Ints
-from adapters.types import Meta, UserView
-from adapters.walking import Step
+from adapters.types import Meta
 
 PULL = 2e-3
 """L2 of the weights, on features of unit spread among candidates."""
@@ -39,17 +38,18 @@ class Looks(NamedTuple):
     relevant: Tensor  # [n] items that are relevant, in the candidates or not
     context: Tensor  # [n, CIRCUMSTANCES]
     users: Tensor  # [n]
+    recency: Tensor  # [n]
 
 
 def fit(meta: Meta, history: History, users: Ints) -> Meta:
     """The model with weights of the second look; as it was where no candidate was ever relevant."""
     with torch.no_grad():
-        parts = [look(meta, *found) for found in history.walk(meta, users)]
+        parts = [look(meta, asked) for asked in history.walk(meta, users)]
     if not parts or not any(bool(part.hits.any()) for part in parts):
         return meta
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
     scale = _spread(looks) + SPREAD
-    weight = per_user(looks.users, history.options.weighting).double()
+    weight = per_user(looks.users, history.options.weighting).double() * looks.recency
     # twice the precision: where the minimum is flat, rounding would decide
     scaled = looks._replace(values=(looks.values / scale).double(), context=looks.context.double())
     start = torch.zeros(len(scale), rerank.CIRCUMSTANCES, dtype=torch.float64)
@@ -75,9 +75,9 @@ def loss(weights: Tensor, looks: Looks, importance: Tensor) -> Tensor:
     return (each * importance).sum() / importance.sum()
 
 
-def look(meta: Meta, step: Step, view: UserView, wanted: Tensor, users: Tensor) -> Looks:
-    """The candidates of n users, what is `wanted` [n, horizon] of them, and who they are [n]."""
-    prepared = step.prepared
+def look(meta: Meta, asked: Asked) -> Looks:
+    """The candidates of what was asked for."""
+    view, wanted, prepared = asked.view, asked.wanted, asked.step.prepared
     best = ranking.rank_prepared(meta, prepared, view, rerank.CANDIDATES).items
     rows = best.clamp(min=0)
     latest = features.seeds(view)
@@ -87,7 +87,8 @@ def look(meta: Meta, step: Step, view: UserView, wanted: Tensor, users: Tensor) 
         known=best >= 0,
         relevant=(wanted >= 0).sum(1),
         context=rerank.circumstances(view, features.trend(meta.config, prepared, latest)),
-        users=users,
+        users=asked.users,
+        recency=asked.recency,
     )
 
 

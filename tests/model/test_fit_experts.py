@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from adapters import experts, fit_experts
+from adapters.episodes import Log
 from adapters.experts import prior_from_log
 from adapters.fit_experts import FitOptions, Sample, pool_loss, sampled_loss
 from adapters.minimise import minimise
@@ -33,6 +34,7 @@ def sample(n: int, m: int, values: torch.Tensor, chances: torch.Tensor, seed: in
         shots=torch.ones(n),
         context=torch.ones(n, 4),
         users=torch.arange(n),
+        recency=torch.ones(n),
     )
 
 
@@ -92,6 +94,34 @@ def test_the_signal_that_carries_gets_the_weight() -> None:
     three = experts.weights(found.meta, view, torch.full((1,), 0.5))[0]
     assert three[order.index("popularity_86400")] > 1 > three[order.index("popularity_604800")]
     assert abs(float(three[order.index("encoder")])) < 0.5
+
+
+def habits_that_end() -> Log:
+    """Favourites change every day for a week, and never again in the second week."""
+    log = planted.random_log(users=200, items=SIZE, events=1_800, days=14)
+    settled = log.times >= BEGIN + 7 * DAY
+    day = ((log.times - BEGIN) // DAY).astype(int)
+    steady = (log.items - 7 * day + 7 * 7) % SIZE
+    return replace(log, items=np.where(settled, steady, log.items))
+
+
+def leaning(fade: float | None) -> float:
+    """How much more than week-old popularity that of a day counts, fitted with this half-life."""
+    meta, log, start = planted.model(planted.config()), habits_that_end(), BEGIN + 3 * DAY
+    columns = (log.users, log.items, log.values, log.times)
+    prior = prior_from_log(meta.config, SIZE, *columns, start)
+    items = planted.catalogue(meta.config, SIZE, prior)
+    options = FitOptions(pool=10, negatives=32, horizon=1, fade=fade)
+    found = fit_experts.fit(meta, log, start, items, prior, None, options)
+    order = experts.names(meta.config)
+    weight = found.meta["expert_weight"][:, 0]
+    day, week = (order.index(f"popularity_{days * DAY:g}") for days in (1, 7))
+    return float(weight[day] - weight[week])
+
+
+def test_what_people_do_now_counts_more_than_what_they_did() -> None:
+    """After habits have changed, weights that fade are nearer to what is right now."""
+    assert leaning(0.1) < leaning(None) - 1
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
