@@ -22,6 +22,7 @@ from export.graph import Sizes, note_sizes
 
 _RECIPE = 2  # part of the cache key: raise it when the graph changes
 _INFO_FILE = "encoder.json"
+_TALKERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def export(backbone: Backbone, path: Path) -> None:
@@ -102,16 +103,17 @@ def _digests(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks about optional packages; its errors are raised all the same."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter tells every step and optional package; its errors are raised all the same."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, _TALKERS)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def main() -> None:

@@ -72,7 +72,14 @@ def _tokens(source: EncoderFiles, target: Path, texts: Sequence[str]) -> None:
     quantize.by_token(source.model, target, quantize.feeds(source, spread(texts, CALIBRATION)))
 
 
-_LAYERS, _HEADS = Shape(layers=3), Shape(heads=6)
+def _pruned(shape: Shape) -> tuple[Variant, Variant]:
+    """In fp32, and in 8 bits as well."""
+    name = f"layers-{shape.layers}" if shape.layers is not None else f"heads-{shape.heads}"
+    return (
+        Variant(name=name, kind="pruned", graph=_fused, shape=shape),
+        Variant(name=f"{name}-int8", kind="pruned-int8", graph=_tokens, shape=shape),
+    )
+
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
@@ -86,10 +93,10 @@ VARIANTS: dict[str, Variant] = {
         Variant(name="int8-static", kind="int8", graph=_static),
         Variant(name="int8-blocks", kind="int8", graph=_blocks),
         Variant(name="int8-tokens", kind="int8", graph=_tokens),
-        Variant(name="layers-3", kind="pruned", graph=_fused, shape=_LAYERS),
-        Variant(name="layers-3-int8", kind="pruned-int8", graph=_tokens, shape=_LAYERS),
-        Variant(name="heads-6", kind="pruned", graph=_fused, shape=_HEADS),
-        Variant(name="heads-6-int8", kind="pruned-int8", graph=_tokens, shape=_HEADS),
+        *_pruned(Shape(layers=4)),
+        *_pruned(Shape(layers=3)),
+        *_pruned(Shape(heads=8)),
+        *_pruned(Shape(heads=6)),
     )
 }
 """By name. The reduced, static and plain ones are there to be compared with."""

@@ -396,7 +396,7 @@ class Monitor(Section):
         None, description="when to retrain, five fields, UTC (`0 3 * * *`); unset: never"
     )
     retrain_command: str = Field(
-        "innerloop train --from-kafka --window 30d --out {run}/bundle"
+        "innerloop train --from-kafka --window 30d --out {run}/bundle --runs {run}"
         " && innerloop promote {run}/bundle --from-kafka && rm -r {run}/bundle",
         description="of a shell, with the monitor's settings; `{run}` is a new folder of the run",
     )

@@ -216,12 +216,12 @@ def _print_verdict(gate: Gate) -> None:
 
 
 def say(release: Release) -> None:
-    """Print what serves now, and what it took the place of."""
+    """Print where it lies; then, last and so the outcome of a scheduled run, what serves now."""
     from stream.model_tables import why
 
     share = "" if release.role == "champion" else f" of {100 * release.share:.4g}% of the users"
     before = "" if release.parent is None else f"; the champion before: {release.parent.version}"
     if release.role == "challenger" and release.parent is not None:
         before = f"; the champion stays {release.parent.version}"
-    typer.echo(f"{release.version} is the {release.role}{share} ({why(release)}){before}")
     typer.echo(f"bundle: {release.bundle}")
+    typer.echo(f"{release.version} is the {release.role}{share} ({why(release)}){before}")

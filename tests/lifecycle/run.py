@@ -3,8 +3,8 @@
 Budgets are steps of the outer loop and windows hold what has been sent, so that what the gate has
 to say does not depend on the machine. The first model is weak on purpose: a short training, and no
 experts. The second has all of it and more than twice the events, so that it is better by more than
-the gate's intervals are wide. The third is as good as the second, which may or may not be proof
-enough.
+the gate's intervals are wide; the monitor trains and promotes it, by its crontab and its command.
+The third is as good as the second, which may or may not be proof enough.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.lifecycle.commands import Shell, spoil
 from tests.lifecycle.crew import Crew
 from tests.lifecycle.reigns import Reign, strays
 from tests.lifecycle.result import Change, Judged, Result
+from tests.lifecycle.schedule import Schedule
 from tests.lifecycle.traffic import Replay
 
 DAY_S = 86_400.0
@@ -52,14 +53,15 @@ class Plan:
         events=40_000, window="80d", steps=60, more=("learning.experts=false",)
     )
     second: Training = Training(events=80_000, window="160d", steps=400)
-    newest: int = 91_000  # events sent before the second is judged, by what came after its training
-    third: Training = Training(events=95_000, window="190d", steps=300)
+    newest: int = 88_000  # events sent before that, for the gate alone: they come after its window
+    third: Training = Training(events=92_000, window="190d", steps=300)
     workers: int = 2
     partitions: int = 4
     rate: float = 15.0  # events a second
     quiet_s: float = 20.0  # of freshness before and after a change
     positions: int = 3_000  # lists that the gate judges: three verdicts in a minute
     patience_s: float = 240.0  # for what workers have to do
+    retrain_s: float = 900.0  # for what the monitor has begun
 
 
 def settings_of(servers: str, plan: Plan, folder: Path) -> Settings:
@@ -91,9 +93,9 @@ def run(plan: Plan, settings: Settings, folder: Path, say: Callable[[str], None]
         life.begin()
         crew = stack.enter_context(Crew(settings, folder, plan.workers, life.bundle("first")))
         life.serve(crew)
-        life.retrain("second", plan.second, plan.newest)
+        life.retrain_by_schedule("second", plan.second, plan.newest)
         life.spoiled()
-        life.retrain("third", plan.third, insist=True)
+        life.retrain("third", plan.third)
         life.roll_back()
         life.settle()
     return life.result()
@@ -114,7 +116,6 @@ class _Life:
     judged: list[Judged] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)  # reigns, unix seconds
     spans: list[list[Span]] = field(default_factory=list)  # before, during, after each change
-    since: str | None = None  # where the slice begins; None = where the gate lets it begin
     migrated: int = 0
     troubles: list[str] = field(default_factory=list)
 
@@ -147,26 +148,41 @@ class _Life:
         self._caught_up()
         self.replay.start()
 
-    def retrain(
-        self, name: str, training: Training, newest: int = 0, *, insist: bool = False
-    ) -> None:
+    def retrain_by_schedule(self, name: str, training: Training, newest: int) -> None:
+        """The monitor's crontab begins what trains and promotes; the gate has to let it pass.
+
+        The log goes on up to `newest` events, those after the training's alone are judged.
+        """
+        self.say(f"== more of the log comes, then a retraining by the monitor's crontab: {name}")
+        self.replay.hurry(training.events)
+        options = self._split(training)
+        self.replay.hurry(newest)
+        self._caught_up()
+        champion = self._champion()
+        with Schedule(self.settings, self.folder / "monitor", training.steps, *options) as schedule:
+            self.say(f"the crontab strikes at {schedule.strike:%H:%M} UTC")
+            before = self._quiet("before")
+            run = eventually(schedule.ended, schedule.log, self.plan.retrain_s)
+            self.say(f"$ {run.command}\n{Path(run.log).read_text()}")
+            eventually(lambda: schedule.counted(run), schedule.log)
+        self.say(f"the monitor tells: {run.status}, {run.verdict}")
+        release = self._champion()
+        if run.status != "succeeded" or release == champion or release.version not in run.verdict:
+            self.troubles.append(f"the scheduled retraining {run.status}: {run.verdict}")
+            return
+        self.judged.append(Judged.of(name, Path(release.bundle)))
+        self._change(before)
+
+    def retrain(self, name: str, training: Training) -> None:
         """A challenger goes on from the champion on a longer window, and is judged.
 
-        With `newest` the log goes on up to so many events in between, and those alone are judged;
-        else the slice is the gate's own. With `insist` a refused model is promoted by force, so
-        that workers swap again.
+        A refused model is promoted by force, so that workers swap again.
         """
         self.say(f"== more of the log comes, then a retraining on {training.window}: {name}")
         self._train(name, training)
-        self.since = self._time() if newest else None
-        self.replay.hurry(newest)
         self._caught_up()
         before = self._quiet("before")
-        passed = self._judge(name)
-        if not passed and not insist:
-            self.troubles.append(f"the gate refused the {name} model")
-            return
-        if not passed:
+        if not self._judge(name):
             self.say("refused; promoted by force, so that the workers change once more")
             why = "make lifecycle shows a second change of the model"
             self._run("promote", str(self.bundle(name)), "--force", "--reason", why)
@@ -237,16 +253,16 @@ class _Life:
         )
 
     def _judge(self, name: str) -> bool:
-        since = () if self.since is None else ("--from", self.since)
-        positions = ("--positions", str(self.plan.positions))
-        where = ("--from-kafka", *since, *positions)
+        where = ("--from-kafka", "--positions", str(self.plan.positions))
         passed = self.shell.passes("promote", str(self.bundle(name)), *where)
         self.judged.append(Judged.of(name, self.bundle(name)))
         return passed
 
-    def _time(self) -> str:
-        """Event time up to which the log has come."""
-        return instant(self.replay.newest)
+    def _split(self, training: Training) -> tuple[str, str]:
+        """Options of `train` and `promote`: learn from what was sent so far, judge by the rest."""
+        now = instant(self.replay.newest)
+        learn = f"--window {training.window} --until {now}"
+        return learn, f"--from {now} --positions {self.plan.positions}"
 
     def _change(self, before: Span) -> None:
         """The champion is another: wait for workers and users, and note how long it took."""

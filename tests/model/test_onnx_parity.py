@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,15 @@ def test_progress_counts_every_text(files: EncoderFiles) -> None:
     encoder.encode(TEXTS, batch_size=16, progress=done.append)
     assert sum(done) == len(TEXTS)
     assert encoder.encode([]).shape == (0, 16)
+
+
+def test_the_exporter_says_nothing(
+    small: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it does to the graph step by step is no line of a command's output."""
+    with caplog.at_level(logging.INFO):
+        to_onnx.export(small, tmp_path / "model.onnx")
+    assert caplog.messages == []
 
 
 def test_a_second_export_is_not_made(
