@@ -19,7 +19,7 @@ from torch.nn import functional
 from adapters import evaluate, experts, features, fit_own_weights, fit_rerank, ranking, rerank
 from adapters.episodes import Log
 from adapters.experts import Prior
-from adapters.fit_history import DEFAULTS, Asked, FitOptions, History, per_user
+from adapters.fit_history import DEFAULTS, Asked, FitOptions, History, worth
 from adapters.minimise import minimise
 from adapters.signals import Ints
 from adapters.types import Catalogue, Meta, UserView
@@ -139,9 +139,9 @@ def _solve(
     """
     sample = Sample(*(_double(getattr(sample, name)) for name in Sample.__slots__))
     default, told = meta["expert_weight"].double(), sample.shots < 0
-    importance = per_user(sample.users, options.weighting).double() * sample.recency
+    counts = worth(sample.users, sample.recency, options.weighting)
     rest = sample if told.all() else _rows(sample, torch.nonzero(~told)[:, 0])
-    own = per_user(rest.users, options.weighting).double() * rest.recency
+    own = worth(rest.users, rest.recency, options.weighting)
     pull = options.pull * (_variance(rest) + 0.1)
     scale = 1 / (_variance(rest) + 0.1)
 
@@ -154,7 +154,7 @@ def _solve(
 
     def begin(which: Tensor, free: int) -> Tensor:
         """The first `free` weights of users who begin, from some positions."""
-        part, weight = _rows(sample, torch.nonzero(which)[:, 0]), importance[which]
+        part, weight = _rows(sample, torch.nonzero(which)[:, 0]), counts[which]
         near, rest = fitted[:free, 0], fitted[free:, 0]
 
         def loss(w: Tensor) -> Tensor:

@@ -133,3 +133,8 @@ def per_user(users: Tensor, weighting: float) -> Tensor:
     _, owner, count = torch.unique(users, return_inverse=True, return_counts=True)
     weight: Tensor = count[owner].float() ** -weighting
     return weight
+
+
+def worth(users: Tensor, recency: Tensor, weighting: float) -> Tensor:
+    """What each position [n] counts in a fit: by its user's positions and by its time; float64."""
+    return per_user(users, weighting).double() * recency

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapters import features, ranking, rerank
 from adapters.features import NEVER
-from adapters.fit_history import Asked, History, per_user
+from adapters.fit_history import Asked, History, worth
 from adapters.minimise import minimise
 from adapters.signals import Ints
 from adapters.types import Meta
@@ -49,7 +49,7 @@ def fit(meta: Meta, history: History, users: Ints) -> Meta:
         return meta
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
     scale = _spread(looks) + SPREAD
-    weight = per_user(looks.users, history.options.weighting).double() * looks.recency
+    weight = worth(looks.users, looks.recency, history.options.weighting)
     # twice the precision: where the minimum is flat, rounding would decide
     scaled = looks._replace(values=(looks.values / scale).double(), context=looks.context.double())
     start = torch.zeros(len(scale), rerank.CIRCUMSTANCES, dtype=torch.float64)

@@ -25,10 +25,12 @@ DAY = 86_400_000
 
 
 @contextmanager
-def home_of(folder: Path, *, processes: bool = False) -> Iterator[Path]:
+def home_of(
+    folder: Path, *, processes: bool = False, users: int = 100, layers: int = 1
+) -> Iterator[Path]:
     """Data, a small BERT, and caches of their own, which other `processes` find as well."""
-    write_data(folder)
-    small_bert(folder / "bert")
+    write_data(folder, users)
+    small_bert(folder / "bert", layers)
     exports.share(folder / "cache" / "innerloop" if processes else folder / "cache")
     with pytest.MonkeyPatch.context() as patch:
         if processes:

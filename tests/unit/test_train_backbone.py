@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import pytest
 
 from adapters import backbone
@@ -19,8 +18,7 @@ from stream.errors import ConfigError, DataError
 from stream.message_checks import Limits
 from stream.messages import item_text, read_item
 from stream.training_backbone import FIGURES_FILE, item_texts
-from tests import exports
-from tests.unit.small_training import invoke, said, small_bert, write_data
+from tests.unit.small_training import home_of, invoke, said
 
 NOISE = ["red", "blue", "green", "white", "gold", "dog", "cat", "cow", "pig", "fox", "owl", "bee"]
 NOISE += ["one", "two", "three", "rain", "snow", "wind", "sun", "moon", "sea", "hill", "tree"]
@@ -49,25 +47,17 @@ def bury_themes(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Data of enough users to judge a backbone by, a small BERT of two layers, and caches."""
-    yield from made(tmp_path_factory.mktemp("home"), users=900)
+    with home_of(tmp_path_factory.mktemp("home"), users=900, layers=2) as made:
+        bury_themes(made)
+        yield made
 
 
 @pytest.fixture(scope="module")
 def small_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same with fewer users."""
-    yield from made(tmp_path_factory.mktemp("home"), users=100)
-
-
-def made(folder: Path, users: int) -> Iterator[Path]:
-    """A home in this folder."""
-    write_data(folder, users=users)
-    bury_themes(folder)
-    small_bert(folder / "bert", layers=2)
-    exports.share(folder / "cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platformdirs, "user_cache_path", lambda *_: folder / "cache")
-        patch.setattr(platformdirs, "user_data_path", lambda *_: folder / "data")
-        yield folder
+    with home_of(tmp_path_factory.mktemp("home"), layers=2) as made:
+        bury_themes(made)
+        yield made
 
 
 def options(home: Path, name: str, *more: str) -> list[str]:
