@@ -31,7 +31,7 @@ class FitOptions:
     pull: float = 1e-3  # L2 towards the default weights, per unit of a feature's variance
     validation: float = 0.25  # share of users that decide on the zero-shot weights
     weighting: float = 0.5  # of a user: positions ** -weighting; 1 = all users weigh the same
-    fade: float | None = None  # a position's half-life, in times fitted on; None = all count alike
+    fade: float | None = 1.0  # a position's half-life, in times fitted on; None = all count alike
     horizon: int = 10
     mask_seen: bool = True
     steps: int = 60  # of the optimiser

@@ -1,8 +1,8 @@
 """How far users' own weights move: size, memory and gate of the step, by nDCG on past users.
 
 The experts' numbers do not depend on a user's own weights, so the requests and the candidates are
-read once, and every setting of a small grid is tried on them. Where none is ahead of no steps by a
-standard error, the rate is 0: users have no weights of their own.
+read once, and every setting of a small grid is tried on them. Where none is ahead of no steps by
+two standard errors, the rate is 0: users have no weights of their own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ RATES = (0.005, 0.01, 0.02, 0.05, 0.15)
 KEEPS = (0.98, 1.0)
 KAPPAS = (4.0, 16.0)
 """The grid."""
+
+ERRORS = 2.0
+"""Standard errors that the best of the grid must be ahead by, as the choice flatters it."""
 
 REQUESTS = 12_000
 """That are read at most; users beyond are left out."""
@@ -77,7 +80,7 @@ def _fitted(meta: Meta, history: History, users: Ints, judges: Ints) -> Meta:
         tried = with_steps(meta, steps, usual, variance)
         ahead = _ahead(tried, looks, own_walk.looked_up(_after(tried, turns, requests, found), at))
         mean, error = _by_user(ahead, looks.users)
-        if mean > max(most, error):
+        if mean > max(most, ERRORS * error):
             best, most = tried, mean
     return best
 

@@ -173,10 +173,8 @@ def test_a_step_that_is_not_finite_is_not_taken() -> None:
 
 def test_where_steps_do_not_pay_they_are_off() -> None:
     """Users who are all alike get the lists they would get from a model without own weights."""
-    log, options = (
-        planted.random_log(40, 60, 500, 4),
-        FitOptions(positions=80, pool=20, negatives=32),
-    )
+    log = planted.random_log(200, 60, 2_500, 4, seed=1)
+    options = FitOptions(positions=400, pool=20, negatives=32)
     fits = []
     for own in (True, False):
         meta = planted.model(planted.config(user_delta=own, bucket=2 * DAY))
