@@ -220,8 +220,8 @@ class Products(NamedTuple):
     """What items have in common with a user's interests and latest events."""
 
     encoder: Tensor  # [n, r] the largest product with an interest
-    near: Tensor  # [n, r, s] cosine of item vectors
-    texts: Tensor  # [n, r, s] cosine of texts
+    near: Tensor  # [n, s, r] cosine of item vectors
+    texts: Tensor  # [n, s, r] cosine of texts
 
 
 def products(prepared: Prepared, interests: Tensor, latest: Seeds, rows: Tensor) -> Products:
@@ -230,13 +230,13 @@ def products(prepared: Prepared, interests: Tensor, latest: Seeds, rows: Tensor)
     flat, events = rows.reshape(-1), latest.rows.reshape(-1)
     unit, text = prepared.unit, prepared.text
     others = torch.cat([unit.index_select(0, events).view(n, s, -1), interests], 1)
-    near = torch.bmm(unit.index_select(0, flat).view(n, r, -1), others.transpose(1, 2))
+    near = torch.bmm(others, unit.index_select(0, flat).view(n, r, -1).transpose(1, 2))
     texts = torch.bmm(
-        text.index_select(0, flat).view(n, r, -1),
-        text.index_select(0, events).view(n, s, -1).transpose(1, 2),
+        text.index_select(0, events).view(n, s, -1),
+        text.index_select(0, flat).view(n, r, -1).transpose(1, 2),
     )
-    encoder = near[..., s:].amax(2) * prepared.norm.index_select(0, flat).view(n, r)
-    return Products(encoder, near[..., :s], texts)
+    encoder = near[:, s:].amax(1) * prepared.norm.index_select(0, flat).view(n, r)
+    return Products(encoder, near[:, :s], texts)
 
 
 def shares(latest: Seeds) -> Tensor:

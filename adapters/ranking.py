@@ -8,7 +8,9 @@ for it; a score is that of the last stage.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +23,10 @@ from adapters.features import BLOCKS, NEVER, Prepared, Seeds, prepare
 from adapters.types import Catalogue, Meta, Ranking, Shared, Support, UserView
 
 GROUP = 64
-"""Users scored at once on the CPU."""
+"""Users scored at once on the CPU, and twice as many where the catalogue is small."""
+
+SMALL = 16_384
+"""Items up to which a catalogue is."""
 
 POOL = 2
 """Candidates per place of the list among which the diversity re-ranker chooses."""
@@ -58,9 +63,9 @@ def rank_prepared(
     wide = k if diversity == 0 else POOL * k
     pool = min(prepared.size, max(wide, rerank.CANDIDATES) if rerank.fitted(meta) else wide)
     plan = _plan(meta, prepared, view)
-    groups = _groups(plan.seeds.lengths)
-    memory = _Memory(prepared, len(groups[0][0]) if groups else 0)
-    parts = [_best(meta, prepared, _part(plan, *g), memory, pool, wide) for g in groups]
+    groups = _groups(plan.seeds.lengths, prepared.size)
+    with _lent(prepared, len(groups[0][0]) if groups else 0) as memory:
+        parts = [_best(meta, prepared, _part(plan, *g), memory, pool, wide) for g in groups]
     scores, rows = (torch.cat(x) for x in zip(*parts, strict=True))
     if diversity > 0:
         scores, rows = diversify(scores, rows, prepared.text, min(k, pool), diversity)
@@ -131,7 +136,7 @@ def all_values(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) -> 
     """The experts' numbers and those of the second look for `rows` [n, r]: [n, r, F]."""
     seeds, memory = features.seeds(view), _Memory(prepared, len(rows))
     sums = _summed(prepared, view, seeds, memory.sums)
-    return _values(meta, prepared, view, seeds, sums, memory, rows)
+    return _values(meta, prepared, view, seeds, sums, memory, rows).transpose(1, 2).contiguous()
 
 
 def _values(
@@ -143,18 +148,20 @@ def _values(
     memory: _Memory,
     rows: Tensor,
 ) -> Tensor:
-    """`all_values` where the sums of the sparse experts are there."""
+    """`all_values` [n, F, r] where the sums of the sparse experts are there."""
     (n, r), first = rows.shape, meta.config.dim + meta.config.text_dim
     found = features.products(prepared, view.interests, seeds, rows)
-    text = torch.bmm(found.texts, features.shares(seeds)[..., None])
-    counted = prepared.columns[first:-1].index_select(1, rows.reshape(-1)).T.view(n, r, -1)
-    sparse = [_number(one, rows)[..., None] for one in sums]
+    text = torch.bmm(features.shares(seeds)[:, None], found.texts)[:, 0]
+    counted = prepared.columns[first:-1].index_select(1, rows.reshape(-1)).view(-1, n, r)
+    sparse = [_number(one, rows) for one in sums]
     more = rerank.features(prepared, view, seeds, found, rows, memory.scratch[:n])
-    return torch.cat([found.encoder[..., None], text, counted, *sparse, more], -1)
+    return torch.stack([found.encoder, text, *counted, *sparse, *more], 1)
 
 
-def top_k(scores: Tensor, k: int, blocks: tuple[int, ...] = BLOCKS) -> tuple[Tensor, Tensor]:
-    """The exact k largest of [n, width] in order, and their columns.
+def top_k(
+    scores: Tensor, k: int, blocks: tuple[int, ...] = BLOCKS, *, ordered: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The exact k largest of [n, width], in order or in any, and their columns.
 
     The k blocks with the largest maxima hold the k largest scores; both searches, for the blocks
     and inside of them, go by smaller blocks in turn.
@@ -162,11 +169,11 @@ def top_k(scores: Tensor, k: int, blocks: tuple[int, ...] = BLOCKS) -> tuple[Ten
     n, width = scores.shape
     size = blocks[0] if blocks else 1
     if size == 1 or width % size or width // size <= k:
-        return torch.topk(scores, k)
+        return torch.topk(scores, k, sorted=ordered)
     parts = scores.view(n, size, width // size)  # columns of a block lie width / size apart
-    _, best = top_k(parts.amax(1), k, blocks[1:])  # [n, k]
+    _, best = top_k(parts.amax(1), k, blocks[1:], ordered=False)  # [n, k]
     inside = parts.gather(2, best[:, None].expand(-1, size, -1)).view(n, -1)
-    top, place = top_k(inside, k, blocks[1:])
+    top, place = top_k(inside, k, blocks[1:], ordered=ordered)
     column = best.gather(1, place % k) + place // k * parts.shape[2]
     return top, column
 
@@ -205,13 +212,37 @@ def _part(plan: _Plan, users: Tensor, width: int) -> _Plan:
 class _Memory:
     """What a group's users are scored in, used by one group after the other.
 
-    Fresh pages cost more than sums.
+    Fresh pages cost more than sums, so `_lent` keeps it from call to call.
     """
 
+    @torch.inference_mode(mode=False)  # or it could be used in that mode alone
     def __init__(self, prepared: Prepared, n: int) -> None:
         self.scores = prepared.columns.new_empty(n, prepared.columns.shape[1])
         self.scratch = torch.zeros_like(self.scores)
         self.sums = [torch.zeros_like(self.scores) for _ in range(SPARSE)]
+        self.nothing = self.scores.new_zeros(1, 1)  # what is scattered to make a sum 0 again
+
+    def fits(self, prepared: Prepared, n: int) -> bool:
+        """Whether n users can be scored in it."""
+        columns, scores = prepared.columns, self.scores
+        same = columns.device == scores.device and columns.dtype == scores.dtype
+        return same and columns.shape[1] == scores.shape[1] and n <= len(scores)
+
+
+_KEPT = threading.local()
+
+
+@contextmanager
+def _lent(prepared: Prepared, n: int) -> Iterator[_Memory]:
+    """Memory for n users at a time, that of this thread's last call where it fits.
+
+    What fails on the way leaves sums behind, and is not kept.
+    """
+    kept, _KEPT.memory = getattr(_KEPT, "memory", None), None
+    memory = kept if kept is not None and kept.fits(prepared, n) else _Memory(prepared, n)
+    del kept
+    yield memory
+    _KEPT.memory = memory
 
 
 class _Sum(NamedTuple):
@@ -227,17 +258,18 @@ def _best(
 ) -> tuple[Tensor, Tensor]:
     """The best k of a group's users, chosen from `pool` candidates: scores, columns [g, <= k]."""
     sums = _summed(prepared, plan.view, plan.seeds, memory.sums)
-    scores, columns = top_k(_scores(prepared, plan, sums, memory.scores), pool)
+    ordered = plan.again is None
+    scores, columns = top_k(_scores(prepared, plan, sums, memory.scores), pool, ordered=ordered)
     if plan.again is not None:
         rows = torch.where(scores > NEVER / 2, columns, 0)  # padding has no features
         values = _values(meta, prepared, plan.view, plan.seeds, sums, memory, rows)
-        again = torch.bmm(values, plan.again[..., None])[..., 0]
+        again = torch.bmm(plan.again[:, None], values)[:, 0]
         if plan.hope is not None:
             again += plan.hope[:, None] * _newness(prepared)[rows]
         scores, place = torch.topk(torch.where(scores > NEVER / 2, again, NEVER), min(k, pool))
         columns = columns.gather(1, place)
     for one in sums:
-        one.sums.scatter_(1, one.columns, 0.0)
+        one.sums.scatter_(1, one.columns, memory.nothing.expand(one.columns.shape))
     return scores, columns
 
 
@@ -290,12 +322,12 @@ def _dense(columns: Tensor, interests: Tensor, gain: Tensor, rest: Tensor, out: 
     torch.addmm(best.mul_(gain), rest, columns[d:], out=out)
 
 
-def _groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
+def _groups(lengths: Tensor, items: int) -> list[tuple[Tensor, int]]:
     """Users [g] that are scored together, and how many seeds the richest of them has.
 
     Users with about as many seeds go together, so that one long history does not widen all.
     """
-    size = GROUP if lengths.device.type == "cpu" else 1024
+    size = 1024 if lengths.device.type != "cpu" else 2 * GROUP if items <= SMALL else GROUP
     parts = torch.split(lengths.argsort(descending=True), size)
     return [(users, int(lengths[users[0]])) for users in parts]
 

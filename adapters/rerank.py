@@ -135,21 +135,20 @@ def features(
     found: Products,
     rows: Tensor,
     memory: Tensor,
-) -> Tensor:
-    """The features of `rows` [n, r]: [n, r, len(NAMES)].
+) -> list[Tensor]:
+    """The features of `rows` [n, r] in the order of NAMES: [n, r] each.
 
     `found` are the rows' products with the latest events; `memory` [n, Np] is 0 before and after.
     """
-    liked = (latest.strength > 0)[:, None]
-    columns = [
-        found.near[..., 0] * latest.signed[:, :1].sign(),
-        found.near.masked_fill(~liked, 0.0).amax(2).clamp(min=0),
-        torch.bmm(found.near, shares(latest)[..., None])[..., 0],
-        found.texts.masked_fill(~liked, 0.0).amax(2).clamp(min=0),
+    liked = (latest.strength > 0).float()[..., None]  # [n, s, 1]
+    return [
+        found.near[:, 0] * latest.signed[:, :1].sign(),
+        (found.near * liked).amax(1).clamp(min=0),
+        torch.bmm(shares(latest)[:, None], found.near)[:, 0],
+        (found.texts * liked).amax(1).clamp(min=0),
         *(_linked(prepared, links, latest, rows, memory) for links in prepared.links.values()),
         *_repeats(view, rows),
     ]
-    return torch.stack(columns, -1)
 
 
 def _linked(

@@ -17,9 +17,9 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def world(interests: int = 1) -> tuple[Meta, UserView]:
-    """A model and 70 users."""
+    """A model, and users for more than one group."""
     settings = planted.config(interests=interests)
-    return planted.model(settings), planted.view(settings, 70, SIZE)
+    return planted.model(settings), planted.view(settings, 2 * ranking.GROUP + 12, SIZE)
 
 
 @pytest.mark.parametrize("interests", [1, 3])
@@ -113,7 +113,7 @@ def test_users_do_not_touch_each_other() -> None:
     meta, view = world()
     items, shared = planted.catalogue(meta.config, SIZE), planted.shared(meta.config, SIZE)
     whole = ranking.rank(meta, view, items, shared, 10, 0.3).items
-    order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(view.shots), generator=torch.Generator().manual_seed(0))
     mixed = ranking.rank(meta, ranking.select(view, order), items, shared, 10, 0.3).items
     assert torch.equal(mixed, whole[order])
     alone = ranking.rank(meta, ranking.select(view, slice(33, 34)), items, shared, 10, 0.3).items
@@ -140,6 +140,21 @@ def test_reusing_the_item_side_changes_nothing() -> None:
         ranking.prepare(settings, items, other, earlier).columns,
         ranking.prepare(settings, items, other).columns,
     )
+
+
+def test_what_was_ranked_before_changes_nothing() -> None:
+    """The memory of scores goes from call to call as if new, after one that failed as well."""
+    meta, view = world()
+    items, shared = planted.catalogue(meta.config, SIZE), planted.shared(meta.config, SIZE)
+    first = ranking.rank(meta, view, items, shared, 20, 0.1)
+    other = planted.catalogue(meta.config, SIZE + 7)
+    ranking.rank(meta, ranking.select(view, slice(3, 9)), other, shared, 20, 0.1)
+    shown = torch.full_like(view.shown, 10**6)
+    with pytest.raises((IndexError, RuntimeError)):
+        ranking.rank(meta, replace(view, shown=shown), items, shared, 20, 0.1)
+    again = ranking.rank(meta, view, items, shared, 20, 0.1)
+    assert torch.equal(first.items, again.items)
+    assert torch.equal(first.scores, again.scores)
 
 
 def test_neighbours_of_clicks_rise() -> None:
