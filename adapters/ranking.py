@@ -327,7 +327,9 @@ def _groups(lengths: Tensor, items: int) -> list[tuple[Tensor, int]]:
 
     Users with about as many seeds go together, so that one long history does not widen all.
     """
-    size = 1024 if lengths.device.type != "cpu" else 2 * GROUP if items <= SMALL else GROUP
+    size = 1024
+    if lengths.device.type == "cpu":
+        size = 2 * GROUP if items <= SMALL else GROUP
     parts = torch.split(lengths.argsort(descending=True), size)
     return [(users, int(lengths[users[0]])) for users in parts]
 
