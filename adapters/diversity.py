@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-GROUP = 64
-"""Users whose candidates are compared at once."""
-
 
 def diversify(
     scores: Tensor, rows: Tensor, vectors: Tensor, k: int, diversity: float
@@ -24,19 +21,10 @@ def diversify(
     high = scores[:, :1]
     relevance = (scores - low) / (high - low).clamp(min=1e-6)
     value = torch.where(valid, (1 / diversity - 1) * relevance, -1e29)
-    order = _greedy(value, _alike(rows, vectors), k)
+    flat = rows.clamp(max=len(vectors) - 1).flatten()
+    chosen = vectors.index_select(0, flat).view(*rows.shape, vectors.shape[1])  # [n, C, T]
+    order = _greedy(value, torch.bmm(chosen, chosen.transpose(1, 2)), k)
     return scores.gather(1, order), rows.gather(1, order)
-
-
-def _alike(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Products of the vectors of each user's candidates: [n, C, C]; in groups that fit a cache."""
-    n, width = rows.shape
-    alike = vectors.new_empty(n, width, width)
-    for users, out in zip(torch.split(rows, GROUP), torch.split(alike, GROUP), strict=True):
-        flat = users.clamp(max=len(vectors) - 1).flatten()
-        chosen = vectors.index_select(0, flat).view(*users.shape, vectors.shape[1])  # [g, C, T]
-        torch.bmm(chosen, chosen.transpose(1, 2), out=out)
-    return alike
 
 
 def _greedy(value: Tensor, alike: Tensor, k: int) -> Tensor:

@@ -238,9 +238,10 @@ def _lent(prepared: Prepared, n: int) -> Iterator[_Memory]:
 
     What fails on the way leaves sums behind, and is not kept.
     """
-    kept, _KEPT.memory = getattr(_KEPT, "memory", None), None
-    memory = kept if kept is not None and kept.fits(prepared, n) else _Memory(prepared, n)
-    del kept
+    memory: _Memory | None = vars(_KEPT).pop("memory", None)
+    if memory is not None and not memory.fits(prepared, n):
+        memory = None  # gone before the new one is there
+    memory = memory or _Memory(prepared, n)
     yield memory
     _KEPT.memory = memory
 
