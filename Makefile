@@ -36,7 +36,7 @@ demo: $(READY)     ## see it work: broker, training, live traffic, two new users
 	@$(BIN)/innerloop demo $(ARGS)
 
 test: $(READY)     ## run all tests, those on the real broker too
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=10 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=10 $(ARGS)
 
 check: $(INSTALLED)  ## check format, lint, types and the layers of imports
 	@$(BIN)/ruff format --check .
