@@ -30,8 +30,8 @@ from typing import Any
 
 import platformdirs
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 from adapters.outer_loop import Moment, Snapshot
 from stream import config
@@ -179,11 +179,15 @@ def write_checkpoint(path: Path, snapshot: Snapshot) -> None:
 
 
 def read_checkpoint(path: Path) -> Snapshot:
-    """The inverse of `write_checkpoint`. Raises `ResumeError`."""
+    """The inverse of `write_checkpoint`, also while a run replaces the file. Raises `ResumeError`.
+
+    It is read once: `safe_open` opens it twice, and may find the header of one file and the
+    tensors of the next. The header is JSON, its length before it in 8 bytes (safetensors' format).
+    """
     try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()[_FACTS])
-            return Snapshot({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return Snapshot(load(content), json.loads(header["__metadata__"][_FACTS]))
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ResumeError(
             f"{path} cannot be read: {error}", remedy="Train anew without --resume."

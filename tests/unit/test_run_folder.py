@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,32 @@ def test_a_checkpoint_comes_back_as_it_was(begun: RunFolder) -> None:
     assert again.snapshot.facts == snapshot(7).facts
     assert again.snapshot.tensors.keys() == snapshot(7).tensors.keys()
     assert all(torch.equal(again.snapshot.tensors[k], v) for k, v in snapshot(7).tensors.items())
+
+
+def test_a_checkpoint_is_read_whole_while_a_run_replaces_it(begun: RunFolder) -> None:
+    """Whoever looks at a run that goes on finds one step or the other, never parts of two."""
+    steps = {10**digits: torch.full((digits + 1,), float(digits)) for digits in range(6)}
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            for step, tensor in steps.items():
+                run_folder.write_checkpoint(begun.path / CHECKPOINT, _step(step, tensor))
+
+    begun.keep("step", lambda: _step(1, steps[1]))
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            found = run_folder.read_checkpoint(begun.path / CHECKPOINT)
+            assert torch.equal(found.tensors["weight"], steps[found.facts["step"]])
+    finally:
+        done.set()
+        writer.join()
+
+
+def _step(step: int, tensor: torch.Tensor) -> Snapshot:
+    return Snapshot({"weight": tensor}, {"step": step})
 
 
 def test_a_run_without_a_checkpoint_begins_at_the_beginning(begun: RunFolder) -> None:
