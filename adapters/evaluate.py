@@ -59,6 +59,10 @@ class Moments:
         """nDCG, hit and reciprocal rank of each position: [m, 3], of the first k places."""
         return figures(self.lists[variant][:, :k], self.relevant)
 
+    def next_hit(self, variant: str, k: int) -> Bools:
+        """Whether the very next item is among the first k of the list: [m]."""
+        return np.asarray((self.lists[variant][:, :k] == self.relevant[:, :1]).any(1))
+
 
 def progressive(
     meta: Meta,

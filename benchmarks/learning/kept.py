@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Judged:
     coverage: dict[str, float]  # variant -> share of the catalogue that is in any list
     notes: dict[str, str]  # such as the parameters that were chosen
     commit: str = ""  # of the code that made it
+    next_hit: dict[str, Array] = field(default_factory=dict)  # variant -> [m] see CUTOFFS[0]
 
 
 class Shelf:
@@ -62,6 +63,7 @@ class Shelf:
             f"figures {name}": np.round(value * _STEPS).astype(np.uint16)
             for name, value in found.figures.items()
         }
+        figures |= {f"next hit {name}": hit for name, hit in found.next_hit.items()}
         about = {"positions": np.array(digest), "words": np.array(json.dumps(words))}
         _save(self._folder / f"{_slug(name)}.npz", {**figures, **about})
 
@@ -75,14 +77,17 @@ def _save(path: Path, columns: dict[str, Any]) -> None:
 def _read(path: Path) -> Judged:
     with np.load(path) as stored:
         words = json.loads(str(stored["words"]))
-        figures = {
-            name.removeprefix("figures "): stored[name] / np.float32(_STEPS)
-            for name in stored.files
-            if name.startswith("figures ")
-        }
+        figures = {n: stored[f] / np.float32(_STEPS) for n, f in _named(stored, "figures ")}
+        hits = {n: stored[f] for n, f in _named(stored, "next hit ")}
         place = path.with_name(f"positions-{stored['positions']}.npz")
     with np.load(place) as positions:
-        return Judged(positions["users"], positions["shots"], positions["new"], figures, **words)
+        columns = (positions[name] for name in ("users", "shots", "new"))
+        return Judged(*columns, figures, **words, next_hit=hits)
+
+
+def _named(stored: Any, kind: str) -> list[tuple[str, str]]:
+    """What comes after `kind` in the names of columns, and the names."""
+    return [(name.removeprefix(kind), name) for name in stored.files if name.startswith(kind)]
 
 
 def _digest(positions: dict[str, Array]) -> str:

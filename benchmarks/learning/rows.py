@@ -31,6 +31,9 @@ OWN = "fast weight"
 FOLLOWING = "weights follow"
 """The same, with the experts fitted anew now and then, as `train --experts-only` does."""
 
+IDS = "id only"
+"""The row whose items are known by nothing but who took them."""
+
 ROWS = (
     Row(OWN, variants=("adapted", "steps off", *ALONE, "experts only", "mix alone"), main=True),
     Row(FOLLOWING, variants=("adapted",), judged=True, windows=6),
@@ -42,7 +45,7 @@ ROWS = (
     Row("first order", {"learning.first_order": True}),
     Row("no decay", {"learning.decay": False}),
     Row("text only", {"learning.item_features": "text"}),
-    Row("id only", {"learning.item_features": "id"}, judged=True),
+    Row(IDS, {"learning.item_features": "id"}, judged=True),
     Row(
         "own expert weights",
         {"learning.user_delta": True},

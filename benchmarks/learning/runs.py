@@ -44,7 +44,7 @@ class Runs:
         """The figures of these rows and of the baselines, means of their seeds."""
         simple = self._shelf.get(f"baselines, {self._about}", self._baselines)
         ndcg: Table = {}
-        hit: Table = {}
+        next_hit: Table = {}
         commits = {simple.commit}
         for row in rows:
             count = row.seeds(self._plan.seeds, self._plan.ablation_seeds)
@@ -52,13 +52,13 @@ class Runs:
             commits |= {run.commit for run in runs}
             for variant in row.variants:
                 name = row.name if variant == "adapted" else f"{row.name}, {variant}"
-                both = np.mean([run.figures[f"{variant}@10"] for run in runs], axis=0)
-                ndcg[name], hit[name] = both[:, 0], both[:, 1]
+                ndcg[name] = np.mean([run.figures[f"{variant}@10"][:, 0] for run in runs], axis=0)
+                if all(variant in run.next_hit for run in runs):
+                    next_hit[name] = np.mean([run.next_hit[variant] for run in runs], axis=0)
         for family in simple.notes:
-            figures = simple.figures[f"{family}@10"]
-            ndcg[family], hit[family] = figures[:, 0], figures[:, 1]
+            ndcg[family] = simple.figures[f"{family}@10"][:, 0]
         best = max(simple.notes, key=lambda family: float(simple.notes[family].split()[0]))
-        return SetResult(self._data.name, simple, ndcg, hit, best, tuple(sorted(commits)))
+        return SetResult(self._data.name, simple, ndcg, next_hit, best, tuple(sorted(commits)))
 
     @cached_property
     def _world(self) -> World:
@@ -80,9 +80,10 @@ class Runs:
 
     def _judged(self, found: Moments, notes: dict[str, str]) -> Judged:
         figures = {f"{v}@{k}": found.figures(v, k) for v in found.lists for k in CUTOFFS}
+        hits = {variant: found.next_hit(variant, CUTOFFS[0]) for variant in found.lists}
         coverage = {variant: self._coverage(rows) for variant, rows in found.lists.items()}
         new = world.news(self._world, found)
-        return Judged(found.users, found.shots, new, figures, coverage, notes)
+        return Judged(found.users, found.shots, new, figures, coverage, notes, next_hit=hits)
 
     def _coverage(self, rows: np.ndarray) -> float:
         return list_metrics.coverage(rows[:, : CUTOFFS[0]], len(self._world.items))

@@ -186,6 +186,16 @@ def test_an_item_is_new_for_a_day() -> None:
     assert found.tolist() == [True, True, False, True, False]
 
 
+def test_the_very_next_item_is_hit_in_the_first_places_alone() -> None:
+    """What is relevant later does not count, nor what stands below."""
+    log = planted.log([(1, item, 100.0 * item) for item in range(8)])
+    found = _found(log, Options(variants=("popularity",)), BEGIN)
+    lists = np.array([[7, 3, -1], [3, 7, -1], [5, 6, 7]])
+    wanted = np.array([[3, 7], [7, -1], [7, 5]])
+    moments = replace(found, lists={"popularity": lists}, relevant=wanted)
+    assert moments.next_hit("popularity", 2).tolist() == [True, True, False]
+
+
 def test_users_with_events_before_the_start_are_known() -> None:
     """A user stays known, or new, for all positions of the evaluation."""
     log = planted.log([(1, 4, 0), (1, 5, 10), (2, 6, 11), (2, 7, 12), (1, 8, 13)])

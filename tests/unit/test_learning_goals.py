@@ -52,6 +52,21 @@ def test_the_best_baseline_must_be_beaten_on_two_sets(levels: tuple[float, ...],
     assert told(goals.verdicts(sets), "best simple").met is met
 
 
+@pytest.mark.parametrize(("own", "ids", "met"), [(0.4, 0.16, True), (0.4, 0.24, False)])
+def test_new_items_must_be_hit_twice_as_often(own: float, ids: float, met: bool) -> None:
+    """What counts is the very next item, where it is new; others do not dilute it."""
+    place = np.arange(USERS) // 4 / (USERS / 4)
+    hits = {
+        name: np.where(judged().new, place < share, True)
+        for name, share in (("fast weight", own), ("id only", ids))
+    }
+    level = np.full(USERS, 0.2)
+    found = SetResult("news", judged(), {OWN: level, "EASE": level}, hits, "EASE")
+    verdict = told(goals.verdicts([found]), "less than a day old")
+    assert verdict.met is met
+    assert f"{own:.3f} against {ids:.3f}" in verdict.why
+
+
 def test_a_cohort_that_loses_is_named() -> None:
     """A mean that is ahead does not hide that newcomers get worse lists."""
     own = result("films", fast_weight=0.25, EASE=0.2, fast_weight_off=0.1)

@@ -21,6 +21,7 @@ def judged(seed: int, users: int = 300) -> Judged:
         figures={"adapted@10": hits.astype(np.float32)},
         coverage={"adapted": 0.25},
         notes={"EASE": "penalty 100"},
+        next_hit={"adapted": hits[:, 0] > 0.5},
     )
 
 
@@ -35,6 +36,7 @@ def test_a_run_is_made_once_and_read_back(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             found.figures["adapted@10"], made.figures["adapted@10"], atol=1e-5
         )
+        assert np.array_equal(found.next_hit["adapted"], made.next_hit["adapted"])
         assert (found.coverage, found.notes) == (made.coverage, made.notes)
 
 
