@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,28 +83,29 @@ def test_a_checkpoint_comes_back_as_it_was(begun: RunFolder) -> None:
 
 def test_a_checkpoint_is_read_whole_while_a_run_replaces_it(begun: RunFolder) -> None:
     """Whoever looks at a run that goes on finds one step or the other, never parts of two."""
-    steps = {10**digits: torch.full((digits + 1,), float(digits)) for digits in range(6)}
-    done = threading.Event()
-
-    def write() -> None:
-        while not done.is_set():
-            for step, tensor in steps.items():
-                run_folder.write_checkpoint(begun.path / CHECKPOINT, _step(step, tensor))
-
-    begun.keep("step", lambda: _step(1, steps[1]))
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for _ in range(200):
-            found = run_folder.read_checkpoint(begun.path / CHECKPOINT)
-            assert torch.equal(found.tensors["weight"], steps[found.facts["step"]])
-    finally:
-        done.set()
-        writer.join()
+    path, kept = begun.path / CHECKPOINT, begun.path / "kept"
+    tensors = {step: torch.full((step,), float(step)) for step in (1_000, 2_000)}
+    for step, tensor in tensors.items():
+        run_folder.write_checkpoint(kept / str(step), Snapshot({"a": tensor}, {}))
+    run_folder.write_checkpoint(path, Snapshot({"a": tensors[1_000]}, {}))
+    with subprocess.Popen([sys.executable, "-c", REPLACING, str(kept), str(path)]) as process:
+        try:
+            while path.stat().st_nlink == 1:
+                assert process.poll() is None
+            found = [run_folder.read_checkpoint(path).tensors["a"] for _ in range(1_000)]
+        finally:
+            process.kill()
+    assert all(torch.equal(read, tensors[len(read)]) for read in found)
+    assert len({len(read) for read in found}) == len(tensors)
 
 
-def _step(step: int, tensor: torch.Tensor) -> Snapshot:
-    return Snapshot({"weight": tensor}, {"step": step})
+REPLACING = """
+import itertools, os, sys
+for name in itertools.cycle(("1000", "2000")):
+    os.link(os.path.join(sys.argv[1], name), sys.argv[2] + ".new")
+    os.replace(sys.argv[2] + ".new", sys.argv[2])
+"""
+"""What a run does to its checkpoint again and again, without the training between."""
 
 
 def test_a_run_without_a_checkpoint_begins_at_the_beginning(begun: RunFolder) -> None:
