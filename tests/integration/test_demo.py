@@ -60,6 +60,7 @@ def demo_topics(broker: str) -> list[str]:
         return [name for name in admin.cluster().partitions if name.startswith("demo-")]
 
 
+@pytest.mark.timeout(PATIENCE_S + 30)
 def test_the_demo_shows_everything_and_leaves_nothing(broker: str, folder: Path) -> None:
     """All acts are played, every check holds, topics and worker are gone, the exit code is 0."""
     process = start(broker, folder)
