@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from adapters import features
-from adapters.ease import Ease
 from adapters.features import Prepared
+from adapters.item_to_item import ItemToItem
 from adapters.types import Support, UserView
 
 KNN_RECENCY = 1.0
@@ -33,7 +33,7 @@ class Crowd:
     totals: Tensor  # [N] positive evidence since the log began
     now: float = 0.0  # unix seconds
     history: Support | None = None  # up to HISTORY events of the users; None = their support set
-    ease: Mapping[float, Ease] = field(default_factory=dict)  # by penalty
+    linear: Mapping[str, ItemToItem] = field(default_factory=dict)  # by name
 
 
 Baseline = Callable[[Crowd, UserView], Tensor]
@@ -80,11 +80,12 @@ def repeat(crowd: Crowd, view: UserView, half_life: float = 90 * 86_400.0) -> Te
     return counts + 1e-6 * popularity_rank(crowd.totals)
 
 
-def ease(crowd: Crowd, view: UserView, penalty: float = 200.0) -> Tensor:
-    """EASE at one of the penalties of `crowd.ease`; popularity breaks ties."""
+def linear(crowd: Crowd, view: UserView, name: str) -> Tensor:
+    """The model of `crowd.linear` with this name on the whole history; popularity breaks ties."""
     past = crowd.history or view.support
     rows = torch.where(past.values > 0, past.items, -1)
-    scores = crowd.ease[penalty].scores(rows, crowd.prepared.size)
+    scores = crowd.linear[name].scores(rows, crowd.prepared.size)
+    scores /= scores.abs().amax(1, keepdim=True).clamp(min=1e-12)
     return scores + 1e-6 * popularity_rank(crowd.totals)
 
 

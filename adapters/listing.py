@@ -11,10 +11,10 @@ from torch import Tensor
 
 from adapters import adapter, arrivals, baselines, experts, own_walk, own_weights, ranking, rerank
 from adapters.baselines import BASELINES, HISTORY, Baseline, Crowd
-from adapters.ease import Ease
 from adapters.episodes import Log
 from adapters.experts import Prior
 from adapters.features import NEVER
+from adapters.item_to_item import ItemToItem
 from adapters.positions import Moment, Sequences, histories, interests_at, rebuilt_at, views
 from adapters.signals import Ints
 from adapters.types import Catalogue, Meta, UserView
@@ -61,7 +61,7 @@ class Options:
     diversities: tuple[float, ...] = ()  # of further variants, named by `diversified`
     variants: tuple[str, ...] = STANDARD
     baselines: Mapping[str, Baseline] = field(default_factory=lambda: BASELINES)
-    ease: Mapping[float, Ease] = field(default_factory=dict)  # by penalty, of earlier events
+    linear: Mapping[str, ItemToItem] = field(default_factory=dict)  # by name, of earlier events
     users: Ints | None = None  # whose positions count; None = everybody's
     most: int | None = None  # positions, drawn evenly where there are more; None = all
     seed: int = 0  # of that draw
@@ -87,16 +87,27 @@ def variant_meta(meta: Meta, variant: str) -> Meta:
     keep = _kept(meta, variant)
     if keep is None:
         return meta
-    changed = {
-        "expert_weight": meta["expert_weight"] * keep[:, None],
-        "expert_weight_zero": meta["expert_weight_zero"] * keep,
-    }
-    if experts.TOLD in meta.tensors:
-        changed[experts.TOLD] = meta[experts.TOLD] * keep
+    alone = variant == "encoder only"
+    changed = {name: _part(meta[name], keep, alone) for name in WEIGHTS if name in meta.tensors}
     kept = replace(meta, tensors={**meta.tensors, **changed})
-    if variant == "encoder only":
-        return own_weights.off(rerank.without(kept))
-    return rerank.keeping(kept, keep)
+    return own_weights.off(rerank.without(kept)) if alone else rerank.keeping(kept, keep)
+
+
+def _part(weights: Tensor, keep: Tensor, alone: bool) -> Tensor:
+    """Weights [E] or [E, 4] of the experts that are kept; what is left alone weighs 1.
+
+    A fitted weight changes no order, but where it is below 0 it would turn the list around.
+    """
+    shape = (-1, *(1,) * (weights.dim() - 1))
+    if not alone:
+        return weights * keep.view(shape)
+    whole = torch.zeros_like(weights.view(len(weights), -1))
+    whole[:, 0] = keep
+    return whole.view_as(weights)
+
+
+WEIGHTS = ("expert_weight", "expert_weight_zero", experts.TOLD)
+"""Tensors of the fit with a row for every expert."""
 
 
 def _kept(meta: Meta, variant: str) -> Tensor | None:
@@ -209,7 +220,7 @@ def _crowd(step: Step, seq: Sequences, events: Ints, options: Options) -> Crowd:
         totals=step.totals,
         now=step.shared.now,
         history=histories(seq, events, options.moment, HISTORY, options.delays.label),
-        ease=options.ease,
+        linear=options.linear,
     )
 
 

@@ -6,7 +6,7 @@ Cremonesi, Jannach, "Are We Really Making Much Progress?", RecSys 2019).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -14,19 +14,25 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from adapters import baselines, ease, evaluate
+from adapters import baselines, evaluate, item_to_item
 from adapters.baselines import Baseline, Crowd
-from adapters.ease import Ease
 from adapters.episodes import Log
 from adapters.evaluate import Moments, Options, Progress
 from adapters.experts import Prior
+from adapters.item_to_item import ItemToItem
 from adapters.report import per_user
 from adapters.types import Catalogue, Meta, ModelConfig, UserView
 
-PENALTIES = (50.0, 200.0, 1_000.0)
+PENALTIES = (10.0, 50.0, 200.0, 1_000.0, 5_000.0)
 """L2 penalties of EASE that are tried."""
 
-WEIGHTS = (0.1, 0.3, 1.0, 3.0)
+NEIGHBOURS = (20, 100, 500)
+"""Neighbours of an item in item-kNN that are tried, beside those of the experts."""
+
+SHRINKAGES = (5.0, 50.0)
+"""Users added to the norms in item-kNN that are tried."""
+
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Weights of recency beside another baseline that are tried."""
 
 REPEAT_DAYS = (14, 45, 90, 365)
@@ -55,8 +61,8 @@ def families(config: ModelConfig, repeats: bool) -> list[Family]:
     """All baselines; those that repeat a user's own items only where that is allowed."""
     alone: dict[str, Mapping[str, Baseline]] = {
         "mean of the support": {"": baselines.support_mean},
-        "item-kNN": {"": baselines.item_knn},
-        "EASE": {f"penalty {p:g}": partial(baselines.ease, penalty=p) for p in PENALTIES},
+        "item-kNN": {"latest 12": baselines.item_knn, **_linear(_knn_points())},
+        "EASE": _linear(_ease_points()),
     }
     if repeats:
         alone["repeat"] = {
@@ -71,11 +77,27 @@ def families(config: ModelConfig, repeats: bool) -> list[Family]:
     return found
 
 
-def ease_models(log: Log, until: float) -> dict[float, Ease]:
-    """EASE at every penalty, from the events before `until` (unix seconds)."""
+def linear_models(log: Log, until: float) -> dict[str, ItemToItem]:
+    """EASE and item-kNN at every point, from the events before `until` (unix seconds)."""
     n = int((log.times < until).sum())
-    counts = ease.gram(log.users[:n], log.items[:n], log.values[:n])
-    return {penalty: ease.solve(counts, penalty) for penalty in PENALTIES}
+    counts = item_to_item.gram(log.users[:n], log.items[:n], log.values[:n])
+    return {
+        **{name: item_to_item.ease(counts, p) for name, p in _ease_points().items()},
+        **{name: item_to_item.nearest(counts, *point) for name, point in _knn_points().items()},
+    }
+
+
+def _ease_points() -> dict[str, float]:
+    return {f"penalty {p:g}": p for p in PENALTIES}
+
+
+def _knn_points() -> dict[str, tuple[int, float]]:
+    grid = product(NEIGHBOURS, SHRINKAGES)
+    return {f"{count} nearest, shrinkage {s:g}": (count, s) for count, s in grid}
+
+
+def _linear(names: Iterable[str]) -> dict[str, Baseline]:
+    return {name: partial(baselines.linear, name=name) for name in names}
 
 
 def choose(
@@ -90,7 +112,7 @@ def choose(
 ) -> list[Choice]:
     """The best point of every family by nDCG at the positions of `options` from `start` on.
 
-    `options` says which users and events are for validation, and carries what EASE learned from
+    `options` says which users and events are for validation, and carries the linear models of
     the events before. The caller sees to it that no test position is among them.
     """
     points = {_label(f.name, p): run for f in tried for p, run in f.points.items()}

@@ -1,8 +1,8 @@
 """From files to a bundle: read, export, encode, meta-train, fit the experts, prove, save.
 
 The log is cut by event time. The encoder learns from the first part, without the held-out users,
-whose newest events there say when to stop; the expert weights from held-out users in the second
-part; the figures come from users the encoder never saw in the third. Nothing later than a cut is
+whose newest events there say when to stop; the expert weights from all users in the second part;
+the figures come from users the encoder never saw in the third. Nothing later than a cut is
 seen before it.
 """
 
@@ -270,8 +270,9 @@ def fit_weights(
     cuts: Cuts,
     request: Request,
     reporter: Reporter,
+    users: NDArray[np.int64] | None = None,
 ) -> tuple[Meta, dict[str, Any]]:
-    """The model with expert weights from held-out users in the second part, and figures."""
+    """The model with expert weights of `users` (None = all) in the second part, and figures."""
     with reporter.phase("fit the experts"):
         seen, _ = episodes.split_time(cuts.log, cuts.test)
         prior, catalogue = catalogue_at(trained.meta, trained, text, items, seen, cuts.fit)
@@ -281,7 +282,7 @@ def fit_weights(
             cuts.fit,
             catalogue,
             prior,
-            None,
+            users,
             FitOptions(mask_seen=request.settings.ranking.exclude_seen),
             seed=request.seed,
         )

@@ -16,6 +16,7 @@ from benchmarks.learning.kept import CUTOFFS, Judged, Shelf
 from benchmarks.learning.rows import Row
 from benchmarks.learning.sets import DataSet
 from benchmarks.learning.world import World
+from stream.errors import DataError
 from stream.progress import Reporter
 
 
@@ -45,16 +46,19 @@ class Runs:
         simple = self._shelf.get(f"baselines, {self._about}", self._baselines)
         ndcg: Table = {}
         next_hit: Table = {}
+        all_runs: list[Judged] = []
         commits = {simple.commit}
         for row in rows:
             count = row.seeds(self._plan.seeds, self._plan.ablation_seeds)
             runs = [self._row(row, seed) for seed in range(count)]
             commits |= {run.commit for run in runs}
+            all_runs += runs
             for variant in row.variants:
                 name = row.name if variant == "adapted" else f"{row.name}, {variant}"
                 ndcg[name] = np.mean([run.figures[f"{variant}@10"][:, 0] for run in runs], axis=0)
                 if all(variant in run.next_hit for run in runs):
                     next_hit[name] = np.mean([run.next_hit[variant] for run in runs], axis=0)
+        _same_positions(self._data.name, simple, all_runs)
         for family in simple.notes:
             ndcg[family] = simple.figures[f"{family}@10"][:, 0]
         best = max(simple.notes, key=lambda family: float(simple.notes[family].split()[0]))
@@ -87,3 +91,14 @@ class Runs:
 
     def _coverage(self, rows: np.ndarray) -> float:
         return list_metrics.coverage(rows[:, : CUTOFFS[0]], len(self._world.items))
+
+
+def _same_positions(name: str, first: Judged, others: list[Judged]) -> None:
+    """Figures of different positions cannot be paired. Raises `DataError`."""
+    for run in others:
+        same = (np.array_equal(run.users, first.users), np.array_equal(run.shots, first.shots))
+        if not all(same):
+            raise DataError(
+                f"{name}: kept runs were judged at different positions",
+                remedy="Keep those of one state of the data, or name another --folder.",
+            )

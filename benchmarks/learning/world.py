@@ -18,6 +18,7 @@ from adapters.positions import new_items
 from adapters.signals import bucket_start
 from adapters.tuned import Choice
 from adapters.types import Meta
+from benchmarks.learning.kept import CUTOFFS
 from benchmarks.learning.rows import Row
 from benchmarks.learning.sets import DataSet
 from stream import config, datasets, recipes, training, training_loop
@@ -87,7 +88,8 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
         prior, catalogue = training.catalogue_at(
             meta, trained, world.text, world.items, earlier, cuts.fit
         )
-        asked = replace(_options(world), most=VALIDATION, ease=tuned.ease_models(earlier, cuts.fit))
+        linear = tuned.linear_models(earlier, cuts.fit)
+        asked = replace(_options(world), k=CUTOFFS[0], most=VALIDATION, linear=linear)
         tried = tuned.families(meta.config, world.data.repeats)
         with reporter.phase("tune the baselines") as advance:
             chosen = tuned.choose(
@@ -95,7 +97,7 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
             )
         options = replace(
             _options(world),
-            ease=tuned.ease_models(cuts.log, cuts.test),
+            linear=tuned.linear_models(cuts.log, cuts.test),
             variants=tuple(choice.family for choice in chosen),
             baselines={choice.family: choice.function for choice in chosen},
         )
@@ -224,9 +226,11 @@ def varied(
     halves = [np.sort(half) for half in np.array_split(shuffled, 2)]
     found, text = [], torch.zeros(0, 0)
     for judged, fitting in (halves, halves[::-1]):
-        own = replace(world.cuts, log=log, held_out=fitting)
+        own = replace(world.cuts, log=log)
         with training.one_thread():
-            meta, _ = training.fit_weights(trained, world.text, world.items, own, request, reporter)
+            meta, _ = training.fit_weights(
+                trained, world.text, world.items, own, request, reporter, fitting
+            )
             prior, catalogue = training.catalogue_at(
                 meta, trained, world.text, world.items, log, own.fit
             )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import baselines, ease, ranking
+from adapters import baselines, item_to_item, ranking
 from adapters.baselines import BASELINES, Crowd
 from adapters.experts import prior_from_log
 from adapters.features import prepare
@@ -110,7 +110,8 @@ def test_ease_is_the_constrained_ridge_regression() -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy((rng.random((30, 6)) < 0.4).astype(np.float32))
     users, items = (a.numpy() for a in x.nonzero(as_tuple=True))
-    model = ease.solve(ease.gram(users, items, np.ones(len(users), np.float32)), penalty=5.0)
+    counts = item_to_item.gram(users, items, np.ones(len(users), np.float32))
+    model = item_to_item.ease(counts, penalty=5.0)
     assert model.rows.tolist() == list(range(6))
     for column in range(6):
         others = [i for i in range(6) if i != column]
@@ -125,17 +126,31 @@ def test_ease_ranks_what_goes_together() -> None:
     crowd, view = world()
     pairs = [(u, i) for u in range(8) for i in (1, 2)] + [(u, 9) for u in range(8, 12)]
     users, items = np.array(pairs).T
-    counts = ease.gram(users, items, np.ones(len(users), np.float32))
-    crowd = replace(crowd, ease={10.0: ease.solve(counts, 10.0)})
-    scores = baselines.ease(crowd, view, penalty=10.0)
+    counts = item_to_item.gram(users, items, np.ones(len(users), np.float32))
+    crowd = replace(crowd, linear={"EASE": item_to_item.ease(counts, 10.0)})
+    scores = baselines.linear(crowd, view, "EASE")
     assert int(scores[1].argmax()) == 2
     assert int(scores[0].argmax()) == 4
+
+
+def test_neighbours_are_the_shrunk_cosine_of_the_sets_of_users() -> None:
+    """Of each item the nearest alone; users added below pull pairs of few users down."""
+    sets = {0: {1, 2, 3, 4}, 1: {1, 2, 3, 5}, 2: {6}, 3: {6, 7, 8, 9}}
+    users, items = np.array([(user, item) for item, of in sets.items() for user in of]).T
+    counts = item_to_item.gram(users, items, np.ones(len(users), np.float32))
+    model = item_to_item.nearest(counts, 1, 2.0)
+    expected = torch.zeros(4, 4)
+    expected[0, 1] = expected[1, 0] = 3 / (4 + 2)
+    expected[2, 3] = expected[3, 2] = 1 / (2 + 2)
+    torch.testing.assert_close(model.weights, expected)
+    with pytest.raises(ValueError, match="count"):
+        item_to_item.nearest(counts, 0, 2.0)
 
 
 def test_few_items_take_part_in_ease() -> None:
     """The items with the most users are kept, however often one user came back to others."""
     users, items = np.array([[0, 1, 2, 0, 0, 0, 1], [5, 5, 5, 7, 7, 7, 3]])
-    counts = ease.gram(users, items, np.ones(7, np.float32), most=2)
+    counts = item_to_item.gram(users, items, np.ones(7, np.float32), most=2)
     assert counts.rows.tolist()[0] in (3, 5)
     assert 5 in counts.rows.tolist()
     assert len(counts.rows) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,20 @@ def test_empty_places_are_no_hits() -> None:
     """Padding in the list and in the relevant items never matches."""
     found = evaluate.figures(np.array([[-1, -1]]), np.array([[-1, -1]]))
     np.testing.assert_array_equal(found, [[0.0, 0.0, 0.0]])
+
+
+def test_the_encoder_alone_ranks_by_its_own_score() -> None:
+    """Whatever weight the fit gave it: one below 0 would turn the list around."""
+    meta = planted.model(planted.config())
+    fitted = torch.full_like(meta["expert_weight"], -0.5)
+    turned = replace(meta, tensors={**meta.tensors, "expert_weight": fitted})
+    alone = evaluate.variant_meta(turned, "encoder only")
+    assert alone["expert_weight"][0].tolist() == [1, 0, 0, 0]
+    assert not alone["expert_weight"][1:].any()
+    assert alone["expert_weight_zero"][0] == 1
+    others = evaluate.variant_meta(turned, "experts only")["expert_weight"]
+    assert not others[0].any()
+    assert torch.equal(others[1:], fitted[1:])
 
 
 def test_relevant_items_are_the_next_new_positives() -> None:

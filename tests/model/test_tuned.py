@@ -25,7 +25,7 @@ def chosen(test_items: int) -> dict[str, Choice]:
     columns = (log.users, log.items, log.values, log.times)
     prior = prior_from_log(settings, SIZE, *columns, start)
     options = Options(
-        users=np.arange(10), mask_seen=False, ease=tuned.ease_models(log, start), horizon=1
+        users=np.arange(10), mask_seen=False, linear=tuned.linear_models(log, start), horizon=1
     )
     found = tuned.choose(
         planted.model(settings),

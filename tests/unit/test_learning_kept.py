@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.learning.kept import Judged, Shelf
+from benchmarks.learning.rows import Row
+from benchmarks.learning.runs import Plan, Runs
+from benchmarks.learning.sets import SETS
+from stream.errors import DataError
+from stream.progress import Reporter
 
 
 def judged(seed: int, users: int = 300) -> Judged:
@@ -38,6 +44,18 @@ def test_a_run_is_made_once_and_read_back(tmp_path: Path) -> None:
         )
         assert np.array_equal(found.next_hit["adapted"], made.next_hit["adapted"])
         assert (found.coverage, found.notes) == (made.coverage, made.notes)
+
+
+def test_figures_of_other_positions_are_not_paired(tmp_path: Path) -> None:
+    """Kept runs of two states of the data are told apart, with the remedy."""
+    data, plan = SETS["movietweetings"], Plan(1, 1, None, 10, tmp_path)
+    runs, shelf = Runs(data, plan, Reporter()), Shelf(tmp_path / data.name)
+    own = replace(judged(1), figures={"adapted@10": judged(1).figures["adapted@10"]})
+    shelf.get("baselines, steps None, 10 positions", lambda: replace(own, notes={}))
+    shelf.get("GRU, {}, seed 0, steps None, 10 positions", lambda: judged(3, users=200))
+    row = Row("GRU", variants=("adapted",))
+    with pytest.raises(DataError, match="different positions"):
+        runs.result([row])
 
 
 def test_runs_at_the_same_positions_share_them(tmp_path: Path) -> None:

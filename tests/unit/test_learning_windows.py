@@ -12,6 +12,7 @@ from benchmarks.learning import world
 from benchmarks.learning.rows import FOLLOWING, OWN, ROWS
 from benchmarks.learning.sets import DataSet
 from benchmarks.learning.world import World
+from stream import training
 from stream.progress import Reporter
 from tests.unit.small_training import write_data
 
@@ -57,6 +58,21 @@ def test_weights_fitted_anew_know_what_came_before_their_window_alone(built: Wor
     both = sorted(one.keys() & two.keys())
     assert both[-1] > middle + 20
     assert [one[event] for event in both] == [two[event] for event in both]
+
+
+def test_weights_may_be_those_of_some_users(built: World) -> None:
+    """Who is judged in the part that is fitted on can be left out of the fit."""
+    request = world.request_of(built.data, {"learning.steps": 1}, 0)
+    trained = world.train(built, request, Reporter())
+    halves = np.array_split(np.unique(built.cuts.log.users), 2)
+    counts = []
+    for users in (None, *halves):
+        _, figures = training.fit_weights(
+            trained, built.text, built.items, built.cuts, request, Reporter(), users
+        )
+        counts.append(figures["positions"])
+    assert min(counts) > 0
+    assert max(counts[1:]) < counts[0]
 
 
 def lists_before(moments: Moments, place: int) -> dict[int, list[int]]:

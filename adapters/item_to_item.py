@@ -1,6 +1,7 @@
-"""EASE: a linear model from items to items in closed form.
+"""Linear models from the items of a history to the items that are ranked: EASE and item-kNN.
 
-Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019.
+Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019. Sarwar, Karypis, Konstan,
+Riedl, "Item-Based Collaborative Filtering Recommendation Algorithms", WWW 2001.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Gram:
 
 
 @dataclass(frozen=True, slots=True)
-class Ease:
+class ItemToItem:
     """Weights from the items of a history to the items that are ranked."""
 
     rows: Tensor  # [M] int64 catalogue rows
@@ -56,11 +57,26 @@ def gram(users: Ints, items: Ints, values: Floats, most: int = MOST) -> Gram:
     return Gram(torch.from_numpy(rows), torch.sparse.mm(x.T, x.to_dense()))
 
 
-def solve(counts: Gram, penalty: float) -> Ease:
+def ease(counts: Gram, penalty: float) -> ItemToItem:
     """The weights at this L2 penalty (in users; above 0, else `ValueError`)."""
     if penalty <= 0:
         raise ValueError(f"penalty must be above 0, got {penalty}")
     eye = torch.eye(len(counts.rows), dtype=torch.float32)
     inverse = torch.linalg.inv(counts.shared + penalty * eye)
     weights = inverse / -inverse.diagonal().clamp(min=1e-12)
-    return Ease(counts.rows, weights.fill_diagonal_(0.0))
+    return ItemToItem(counts.rows, weights.fill_diagonal_(0.0))
+
+
+def nearest(counts: Gram, count: int, shrink: float) -> ItemToItem:
+    """Cosine of the sets of users, with `shrink` users added below; of each item the `count` best.
+
+    Raises `ValueError` for a count below 1 or a shrinkage below 0.
+    """
+    if count < 1 or shrink < 0:
+        raise ValueError(f"count must be at least 1 and shrink 0, got {count} and {shrink}")
+    taken = counts.shared.diagonal()
+    below = (taken[:, None] * taken).sqrt() + shrink
+    alike = (counts.shared / below.clamp(min=1e-12)).fill_diagonal_(0.0)
+    best = alike.topk(min(count, len(alike)), 1)
+    weights = torch.zeros_like(alike).scatter_(1, best.indices, best.values)
+    return ItemToItem(counts.rows, weights)
