@@ -32,7 +32,7 @@ NEIGHBOURS = (20, 100, 500)
 SHRINKAGES = (5.0, 50.0)
 """Users added to the norms in item-kNN that are tried."""
 
-WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Weights of recency beside another baseline that are tried."""
 
 REPEAT_DAYS = (14, 45, 90, 365)
