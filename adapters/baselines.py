@@ -34,6 +34,16 @@ class Crowd:
     now: float = 0.0  # unix seconds
     history: Support | None = None  # up to HISTORY events of the users; None = their support set
     linear: Mapping[str, ItemToItem] = field(default_factory=dict)  # by name
+    there: Tensor = field(init=False)  # [N] bool: what is yet to come says nothing
+    recent: Tensor = field(init=False)  # [N, H] log popularity relative to the average item there
+    ties: Tensor = field(init=False)  # [N] 0 to 1e-6: of equal scores the more popular item wins
+
+    def __post_init__(self) -> None:
+        there = self.prepared.columns[-1, : self.prepared.size] == 0
+        object.__setattr__(self, "there", there)
+        recent = features.popularity_features(self.popularity, there)
+        object.__setattr__(self, "recent", recent)
+        object.__setattr__(self, "ties", 1e-6 * popularity_rank(self.totals))
 
 
 Baseline = Callable[[Crowd, UserView], Tensor]
@@ -60,13 +70,13 @@ def support_mean(crowd: Crowd, view: UserView) -> Tensor:
 
 def item_knn(crowd: Crowd, view: UserView) -> Tensor:
     """Summed cosine to the positive items of the latest events; popularity where there is none."""
-    return _knn_sums(crowd, view) + 1e-6 * popularity_rank(crowd.totals)
+    return _knn_sums(crowd, view) + crowd.ties
 
 
 def item_knn_recency(crowd: Crowd, view: UserView, half_life: int = 0) -> Tensor:
     """The logarithm of item-kNN plus that of recency popularity."""
     knn = torch.log1p(_knn_sums(crowd, view) / features.SOFT["covisit_prior"])
-    return knn + KNN_RECENCY * _recent(crowd, half_life)
+    return knn + KNN_RECENCY * crowd.recent[:, half_life]
 
 
 def repeat(crowd: Crowd, view: UserView, half_life: float = 90 * 86_400.0) -> Tensor:
@@ -77,7 +87,7 @@ def repeat(crowd: Crowd, view: UserView, half_life: float = 90 * 86_400.0) -> Te
     weight = (0.5 ** (age / half_life)).float() * (past.values > 0)
     rows = torch.where(past.items >= 0, past.items, size)
     counts = torch.zeros(len(rows), size + 1).scatter_add_(1, rows, weight)[:, :size]
-    return counts + 1e-6 * popularity_rank(crowd.totals)
+    return counts + crowd.ties
 
 
 def linear(crowd: Crowd, view: UserView, name: str) -> Tensor:
@@ -86,7 +96,7 @@ def linear(crowd: Crowd, view: UserView, name: str) -> Tensor:
     rows = torch.where(past.values > 0, past.items, -1)
     scores = crowd.linear[name].scores(rows, crowd.prepared.size)
     scores /= scores.abs().amax(1, keepdim=True).clamp(min=1e-12)
-    return scores + 1e-6 * popularity_rank(crowd.totals)
+    return scores + crowd.ties
 
 
 def with_recency(
@@ -98,9 +108,9 @@ def with_recency(
     decayed counts relative to the largest: both are at most 1, whatever `of` is.
     """
     scores = of(crowd, view)
-    largest = scores.masked_fill(~_there(crowd), -torch.inf).amax(1, keepdim=True)
+    largest = scores.masked_fill(~crowd.there, -torch.inf).amax(1, keepdim=True)
     own = scores / largest.clamp(min=1e-9)
-    recent = _recent(crowd, half_life)
+    recent = crowd.recent[:, half_life]
     return own + weight * recent / recent.amax().clamp(min=1e-9)
 
 
@@ -128,17 +138,6 @@ def popularity_rank(counts: Tensor) -> Tensor:
 
 def _for_all(counts: Tensor, view: UserView) -> Tensor:
     return counts.float().expand(len(view.shots), -1)
-
-
-def _recent(crowd: Crowd, half_life: int) -> Tensor:
-    """Log popularity [N] relative to the average of the items that are there."""
-    return features.popularity_features(crowd.popularity, _there(crowd))[:, half_life]
-
-
-def _there(crowd: Crowd) -> Tensor:
-    """Items [N] bool that can be ranked: what is yet to come says nothing."""
-    there: Tensor = crowd.prepared.columns[-1, : crowd.prepared.size] == 0
-    return there
 
 
 def _knn_sums(crowd: Crowd, view: UserView) -> Tensor:

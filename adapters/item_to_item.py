@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adapters.signals import Floats, Ints
 
@@ -37,8 +38,11 @@ class ItemToItem:
         """Scores [n, size] of users with these rows [n, L] behind them, -1 = none."""
         taken = torch.zeros(len(history), size + 1)
         taken.scatter_(1, torch.where(history >= 0, history, size), 1.0)
-        scores = torch.zeros(len(history), size)
-        scores[:, self.rows] = taken[:, self.rows] @ self.weights
+        user, place = taken[:, self.rows].nonzero(as_tuple=True)
+        ends = torch.bincount(user, minlength=len(history)).cumsum(0)
+        starts = functional.pad(ends[:-1], (1, 0))
+        scores = torch.zeros(len(history), size)  # few of M are read; a product would read them all
+        scores[:, self.rows] = functional.embedding_bag(place, self.weights, starts, mode="sum")
         return scores
 
 
@@ -62,7 +66,7 @@ def ease(counts: Gram, penalty: float) -> ItemToItem:
     if penalty <= 0:
         raise ValueError(f"penalty must be above 0, got {penalty}")
     eye = torch.eye(len(counts.rows), dtype=torch.float32)
-    inverse = torch.linalg.inv(counts.shared + penalty * eye)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(counts.shared + penalty * eye))
     weights = inverse / -inverse.diagonal().clamp(min=1e-12)
     return ItemToItem(counts.rows, weights.fill_diagonal_(0.0))
 
