@@ -57,13 +57,18 @@ class Choice:
     function: Baseline
 
 
-def families(config: ModelConfig, repeats: bool) -> list[Family]:
-    """All baselines; those that repeat a user's own items only where that is allowed."""
+def families(config: ModelConfig, repeats: bool, linear: bool = True) -> list[Family]:
+    """All baselines; those that repeat a user's own items only where that is allowed.
+
+    Without `linear` there are none that need `linear_models`, which take a matrix of all items.
+    """
     alone: dict[str, Mapping[str, Baseline]] = {
         "mean of the support": {"": baselines.support_mean},
-        "item-kNN": {"latest 12": baselines.item_knn, **_linear(_knn_points())},
-        "EASE": _linear(_ease_points()),
+        "item-kNN": {"latest 12": baselines.item_knn},
     }
+    if linear:
+        alone["item-kNN"] = {**alone["item-kNN"], **_linear(_knn_points())}
+        alone["EASE"] = _linear(_ease_points())
     if repeats:
         alone["repeat"] = {
             f"{days} d": partial(baselines.repeat, half_life=days * 86_400.0)

@@ -39,8 +39,6 @@ VALIDATION = 2_000
 """Lists before the slice that choose the baselines' parameters, at most."""
 
 _ADAPTED = "adapted"
-_TUNED = ("popularity", "recency popularity", "mean of the support", "item-kNN", "repeat")
-"""The simple baselines. EASE, which inverts a matrix of all items, is none of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,9 +264,8 @@ def _rivals(
     begin = float(before.times[-part]) if part else start
     if not rule.enough(_users_at(before, begin, options)):
         return {**BASELINES, **({} if options.mask_seen else {"repeat": repeat})}
-    families = tuned.families(side.bundle.meta.config, repeats=not options.mask_seen)
-    tried = [f for f in families if f.name.removesuffix(" + recency") in _TUNED]
     meta = side.bundle.meta
+    tried = tuned.families(meta.config, repeats=not options.mask_seen, linear=False)
     prior, catalogue = measuring.known_at(side.bundle, before, begin, side.catalogue)
     chosen = tuned.choose(meta, before, begin, catalogue, prior, options, tried, progress)
     return {_named(choice): choice.function for choice in chosen}
