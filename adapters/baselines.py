@@ -94,7 +94,7 @@ def linear(crowd: Crowd, view: UserView, name: str) -> Tensor:
     """The model of `crowd.linear` with this name on the whole history; popularity breaks ties."""
     past = crowd.history or view.support
     rows = torch.where(past.values > 0, past.items, -1)
-    scores = crowd.linear[name].scores(rows, crowd.prepared.size)
+    scores = crowd.linear[name].scores(rows, crowd.prepared.size).double()  # finer than the ties
     scores /= scores.abs().amax(1, keepdim=True).clamp(min=1e-12)
     return scores + crowd.ties
 
@@ -109,7 +109,7 @@ def with_recency(
     """
     scores = of(crowd, view)
     largest = scores.masked_fill(~crowd.there, -torch.inf).amax(1, keepdim=True)
-    own = scores / largest.clamp(min=1e-9)
+    own = (scores / largest.clamp(min=1e-9)).float()
     recent = crowd.recent[:, half_life]
     return own + weight * recent / recent.amax().clamp(min=1e-9)
 

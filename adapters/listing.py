@@ -88,22 +88,23 @@ def variant_meta(meta: Meta, variant: str) -> Meta:
     if keep is None:
         return meta
     alone = variant == "encoder only"
-    changed = {name: _part(meta[name], keep, alone) for name in WEIGHTS if name in meta.tensors}
+    fitted = {name: meta[name] for name in WEIGHTS if name in meta.tensors}
+    changed = {
+        name: _first_alone(w) if alone else torch.einsum("e...,e->e...", w, keep)
+        for name, w in fitted.items()
+    }
     kept = replace(meta, tensors={**meta.tensors, **changed})
     return own_weights.off(rerank.without(kept)) if alone else rerank.keeping(kept, keep)
 
 
-def _part(weights: Tensor, keep: Tensor, alone: bool) -> Tensor:
-    """Weights [E] or [E, 4] of the experts that are kept; what is left alone weighs 1.
+def _first_alone(weights: Tensor) -> Tensor:
+    """The encoder weighs 1, at the first place of [E] or [E, 4], and all else 0.
 
-    A fitted weight changes no order, but where it is below 0 it would turn the list around.
+    A fitted weight would change no order, but where it is below 0 it would turn the list around.
     """
-    shape = (-1, *(1,) * (weights.dim() - 1))
-    if not alone:
-        return weights * keep.view(shape)
-    whole = torch.zeros_like(weights.view(len(weights), -1))
-    whole[:, 0] = keep
-    return whole.view_as(weights)
+    alone = torch.zeros_like(weights)
+    alone.view(-1)[0] = 1.0
+    return alone
 
 
 WEIGHTS = ("expert_weight", "expert_weight_zero", experts.TOLD)

@@ -50,8 +50,7 @@ def test_figures_of_other_positions_are_not_paired(tmp_path: Path) -> None:
     """Kept runs of two states of the data are told apart, with the remedy."""
     data, plan = SETS["movietweetings"], Plan(1, 1, None, 10, tmp_path)
     runs, shelf = Runs(data, plan, Reporter()), Shelf(tmp_path / data.name)
-    own = replace(judged(1), figures={"adapted@10": judged(1).figures["adapted@10"]})
-    shelf.get("baselines, steps None, 10 positions", lambda: replace(own, notes={}))
+    shelf.get("baselines, steps None, 10 positions", lambda: replace(judged(1), notes={}))
     shelf.get("GRU, {}, seed 0, steps None, 10 positions", lambda: judged(3, users=200))
     row = Row("GRU", variants=("adapted",))
     with pytest.raises(DataError, match="different positions"):
