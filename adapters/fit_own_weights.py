@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import experts, own_walk, own_weights, rerank
-from adapters.features import NEVER
+from adapters import experts, interplay, own_walk, own_weights, rerank
 from adapters.fit_history import History, per_user
-from adapters.fit_rerank import Looks, look
+from adapters.looks import Looks, by_user, look, ndcg
 from adapters.own_walk import Requests
 from adapters.own_weights import KAPPA, KEEP, RATE, USUAL, VARIANCE, Evidence
 from adapters.signals import Ints
@@ -34,9 +33,6 @@ ERRORS = 2.0
 
 REQUESTS = 12_000
 """That are read at most; users beyond are left out."""
-
-CUTOFF = 10
-"""Place of a list up to which relevant items count."""
 
 
 def fit(meta: Meta, history: History, users: Ints, judges: Ints) -> Meta:
@@ -79,7 +75,7 @@ def _fitted(meta: Meta, history: History, users: Ints, judges: Ints) -> Meta:
     for steps in product(RATES, KEEPS, KAPPAS):
         tried = with_steps(meta, steps, usual, variance)
         ahead = _ahead(tried, looks, own_walk.looked_up(_after(tried, turns, requests, found), at))
-        mean, error = _by_user(ahead, looks.users)
+        mean, error = by_user(ahead, looks.users)
         if mean > max(most, ERRORS * error):
             best, most = tried, mean
     return best
@@ -138,19 +134,11 @@ def _ahead(meta: Meta, looks: Looks, delta: Tensor) -> Tensor:
     """nDCG [n] with own weights minus without, among the same candidates."""
     shared = looks.context @ meta["rerank_weight"].T
     own = shared + functional.pad(delta, (0, len(rerank.NAMES)))
-    return _ndcg(looks, own) - _ndcg(looks, shared)
-
-
-def _ndcg(looks: Looks, weights: Tensor) -> Tensor:
-    scores = torch.bmm(looks.values, weights[..., None])[..., 0].masked_fill(~looks.known, NEVER)
-    k = min(CUTOFF, scores.shape[1])
-    discount = 1 / torch.log2(torch.arange(CUTOFF) + 2.0)
-    found = looks.hits.gather(1, scores.topk(k).indices).float() @ discount[:k]
-    return found / discount.cumsum(0)[looks.relevant.clamp(1, CUTOFF) - 1]
-
-
-def _by_user(values: Tensor, users: Tensor) -> tuple[float, float]:
-    """Mean over users of their means, and its standard error."""
-    _, owner, count = torch.unique(users, return_inverse=True, return_counts=True)
-    means = torch.zeros(len(count)).index_add_(0, owner, values) / count
-    return float(means.mean()), float(means.std(unbiased=False)) / len(means) ** 0.5
+    told = interplay.circumstances(meta, looks.context)
+    rest = looks.values.new_zeros(looks.known.shape)
+    if told is not None:
+        rest = interplay.part(meta, looks.values.transpose(1, 2), told)
+    with_own, without = (
+        ndcg(looks, torch.bmm(looks.values, w[..., None])[..., 0] + rest) for w in (own, shared)
+    )
+    return with_own - without

@@ -2,19 +2,21 @@
 
 The loss is the log-softmax of the relevant ones among them (a listwise loss; Cao et al., "Learning
 to Rank: From Pairwise Approach to Listwise Approach", 2007). It is convex, so the fit has no seed
-of its own, and weights are pulled to zero on features of unit spread.
+of its own, and weights are pulled to zero on features of unit spread. What the numbers say together
+is fitted after it, by `fit_interplay`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from adapters import features, ranking, rerank
+from adapters import fit_interplay, rerank
 from adapters.features import NEVER
-from adapters.fit_history import Asked, History, worth
+from adapters.fit_history import History, worth
+from adapters.looks import Looks, look
 from adapters.minimise import minimise
 from adapters.signals import Ints
 from adapters.types import Meta
@@ -29,18 +31,6 @@ STEPS = 120
 """Of the optimiser at most."""
 
 
-class Looks(NamedTuple):
-    """The candidates of n positions."""
-
-    values: Tensor  # [n, C, F]
-    hits: Tensor  # [n, C] bool: relevant
-    known: Tensor  # [n, C] bool: candidates; the rest is padding
-    relevant: Tensor  # [n] items that are relevant, in the candidates or not
-    context: Tensor  # [n, CIRCUMSTANCES]
-    users: Tensor  # [n]
-    recency: Tensor  # [n]
-
-
 def fit(meta: Meta, history: History, users: Ints) -> Meta:
     """The model with weights of the second look; as it was where no candidate was ever relevant."""
     with torch.no_grad():
@@ -48,8 +38,19 @@ def fit(meta: Meta, history: History, users: Ints) -> Meta:
     if not parts or not any(bool(part.hits.any()) for part in parts):
         return meta
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    weighting = history.options.weighting
+    weights = solve(looks, weighting)
+    together = fit_interplay.fit(
+        looks, partial(solve, weighting=weighting), weighting, history.seed
+    )
+    tensors = {**meta.tensors, **rerank.with_weights(weights), **together}
+    return Meta(meta.config, tensors)
+
+
+def solve(looks: Looks, weighting: float) -> Tensor:
+    """Weights [F, CIRCUMSTANCES] of the sum alone; `weighting` is that of users, as in `worth`."""
     scale = _spread(looks) + SPREAD
-    weight = worth(looks.users, looks.recency, history.options.weighting)
+    weight = worth(looks.users, looks.recency, weighting)
     # twice the precision: where the minimum is flat, rounding would decide
     scaled = looks._replace(values=(looks.values / scale).double(), context=looks.context.double())
     start = torch.zeros(len(scale), rerank.CIRCUMSTANCES, dtype=torch.float64)
@@ -59,8 +60,7 @@ def fit(meta: Meta, history: History, users: Ints) -> Meta:
         torch.ones_like(start),
         STEPS,
     )
-    tensors = {**meta.tensors, **rerank.with_weights(found.float() / scale[:, None])}
-    return Meta(meta.config, tensors)
+    return found.float() / scale[:, None]
 
 
 def loss(weights: Tensor, looks: Looks, importance: Tensor) -> Tensor:
@@ -73,23 +73,6 @@ def loss(weights: Tensor, looks: Looks, importance: Tensor) -> Tensor:
     chances = scores.masked_fill(~looks.known, NEVER).log_softmax(1)
     each = -(chances * looks.hits).sum(1) / looks.relevant.clamp(min=1)
     return (each * importance).sum() / importance.sum()
-
-
-def look(meta: Meta, asked: Asked) -> Looks:
-    """The candidates of what was asked for."""
-    view, wanted, prepared = asked.view, asked.wanted, asked.step.prepared
-    best = ranking.rank_prepared(meta, prepared, view, rerank.CANDIDATES).items
-    rows = best.clamp(min=0)
-    latest = features.seeds(view)
-    return Looks(
-        values=ranking.all_values(meta, prepared, view, rows),
-        hits=((best[:, :, None] == wanted[:, None, :]) & (best >= 0)[:, :, None]).any(2),
-        known=best >= 0,
-        relevant=(wanted >= 0).sum(1),
-        context=rerank.circumstances(view, features.trend(meta.config, prepared, latest)),
-        users=asked.users,
-        recency=asked.recency,
-    )
 
 
 def _spread(looks: Looks) -> Tensor:

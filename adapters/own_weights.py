@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import experts, features, ranking, rerank
+from adapters import experts, features, interplay, ranking, rerank
 from adapters.features import NEVER, Prepared
 from adapters.types import Meta, UserView
 
@@ -57,6 +57,7 @@ class Evidence:
     values: Tensor  # [n, 1 + m, F]
     log_scale: Tensor  # [n, 1 + m], -inf = left out
     weights: Tensor  # [n, F] of the scores, without the users' own
+    rest: Tensor  # [n, 1 + m] of the scores beside the weighted sum
     good: Tensor  # [n] bool: a step is taken
     shots: Tensor  # [n]
 
@@ -114,7 +115,7 @@ def surprise(found: Evidence, delta: Tensor) -> Tensor:
     """phi(x) - E_p phi [n, E] of users with these own weights [n, E]."""
     size = delta.shape[1]
     weights = found.weights + functional.pad(delta, (0, found.weights.shape[1] - size))
-    scores = torch.bmm(found.values, weights[..., None])[..., 0] + found.log_scale
+    scores = torch.bmm(found.values, weights[..., None])[..., 0] + found.rest + found.log_scale
     expected = torch.bmm(scores.softmax(1)[:, None], found.values[..., :size])[:, 0]
     return found.values[:, 0, :size] - expected
 
@@ -143,12 +144,17 @@ def _evidence(
     again = functional.pad(drawn.rows == taken[:, None], (1, 0))
     scale = scale.masked_fill(again | ~allowed, -torch.inf)
     scale[:, 0] = 0.0
-    values = ranking.all_values(meta, prepared, view, rows)[..., : len(ranking.names(meta))]
-    weights = _weights(meta, prepared, view)
-    scores = torch.bmm(values, weights[..., None])[..., 0]
+    values = ranking.all_values(meta, prepared, view, rows)
+    trend = features.trend(meta.config, prepared, features.seeds(view))
+    weights, rest = _weights(meta, view, trend), torch.zeros_like(scale)
+    told = interplay.circumstances(meta, rerank.circumstances(view, trend))
+    if told is not None:
+        rest = interplay.part(meta, values.transpose(1, 2), told)
+    values = values[..., : weights.shape[1]]
+    scores = torch.bmm(values, weights[..., None])[..., 0] + rest
     above = ((scores[:, 1:] > scores[:, :1]) * scale[:, 1:].exp()).sum(1)
     good = (taken >= 0) & allowed[:, 0] & (view.shots > 0) & (above < rerank.CANDIDATES)
-    return Evidence(values, scale, weights, good, view.shots)
+    return Evidence(values, scale, weights, rest, good, view.shots)
 
 
 def _allowed(prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
@@ -157,10 +163,9 @@ def _allowed(prepared: Prepared, view: UserView, rows: Tensor) -> Tensor:
     return features.masked(scores, prepared, view).gather(1, rows) > NEVER / 2
 
 
-def _weights(meta: Meta, prepared: Prepared, view: UserView) -> Tensor:
+def _weights(meta: Meta, view: UserView, trend: Tensor) -> Tensor:
     """Weights [n, F] that users share, in their circumstances."""
     plain = replace(view, delta=torch.zeros_like(view.delta))
-    trend = features.trend(meta.config, prepared, features.seeds(view))
     if rerank.fitted(meta):
         return rerank.weights(meta, plain, trend)
     return experts.weights(meta, plain, trend)

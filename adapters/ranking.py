@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adapters import experts, features, rerank
+from adapters import experts, features, interplay, rerank
 from adapters.diversity import diversify
 from adapters.features import BLOCKS, NEVER, Prepared, Seeds, prepare
 from adapters.types import Catalogue, Meta, Ranking, Shared, Support, UserView
@@ -96,7 +96,10 @@ def empty_view(meta: Meta, interests: Tensor) -> UserView:
 
 def names(meta: Meta) -> tuple[str, ...]:
     """What a score is a sum of, in the order of `contributions`: F names."""
-    return rerank.names(meta.config) if rerank.fitted(meta) else experts.names(meta.config)
+    if not rerank.fitted(meta):
+        return experts.names(meta.config)
+    together = (interplay.NAME,) if interplay.present(meta) else ()
+    return (*rerank.names(meta.config), *together)
 
 
 def explain(
@@ -113,11 +116,15 @@ def contributions(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) 
     if not rerank.fitted(meta):
         weights = experts.weights(meta, view, trend)
         return expert_values(meta, prepared, view, rows) * weights[:, None]
-    weights = rerank.weights(meta, view, trend)
-    parts = all_values(meta, prepared, view, rows) * weights[:, None]
+    values = all_values(meta, prepared, view, rows)
+    parts = values * rerank.weights(meta, view, trend)[:, None]
     age = experts.names(meta.config).index("age")
     parts[..., age] += rerank.optimism(meta, view, trend)[:, None] * _newness(prepared)[rows]
-    return parts
+    told = interplay.circumstances(meta, rerank.circumstances(view, trend))
+    if told is None:
+        return parts
+    together = interplay.part(meta, values.transpose(1, 2), told)
+    return torch.cat([parts, together[..., None]], 2)
 
 
 def _newness(prepared: Prepared) -> Tensor:
@@ -187,6 +194,7 @@ class _Plan(NamedTuple):
     weights: Tensor  # [n, E] of the mix
     again: Tensor | None  # [n, F] of the second look, None without one
     hope: Tensor | None  # [n] what newness weighs in it besides
+    told: Tensor | None  # [n, H] what circumstances say to its network, None without one
 
 
 def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
@@ -195,18 +203,20 @@ def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
     weights = experts.weights(meta, view, trend)
     rest = features.queries(meta.config, features.profiles(prepared.text, seeds), weights)
     if not rerank.fitted(meta):
-        return _Plan(view, seeds, rest, weights, None, None)
+        return _Plan(view, seeds, rest, weights, None, None, None)
     hope = rerank.optimism(meta, view, trend) if len(prepared.loans.rows) else None
-    return _Plan(view, seeds, rest, weights, rerank.weights(meta, view, trend), hope)
+    told = interplay.circumstances(meta, rerank.circumstances(view, trend))
+    return _Plan(view, seeds, rest, weights, rerank.weights(meta, view, trend), hope, told)
 
 
 def _part(plan: _Plan, users: Tensor, width: int) -> _Plan:
     """The plan of some users [g], of whose seeds the first `width` places are in use."""
     wide = slice(max(width, 1))
     seeds = Seeds(*(getattr(plan.seeds, name)[users, wide] for name in Seeds.__slots__))
-    again, hope = (None if x is None else x[users] for x in (plan.again, plan.hope))
+    second = (plan.again, plan.hope, plan.told)
+    again, hope, told = (None if x is None else x[users] for x in second)
     view = select(plan.view, users)
-    return _Plan(view, seeds, plan.rest[users], plan.weights[users], again, hope)
+    return _Plan(view, seeds, plan.rest[users], plan.weights[users], again, hope, told)
 
 
 class _Memory:
@@ -267,6 +277,8 @@ def _best(
         again = torch.bmm(plan.again[:, None], values)[:, 0]
         if plan.hope is not None:
             again += plan.hope[:, None] * _newness(prepared)[rows]
+        if plan.told is not None:
+            again += interplay.part(meta, values, plan.told)
         scores, place = torch.topk(torch.where(scores > NEVER / 2, again, NEVER), min(k, pool))
         columns = columns.gather(1, place)
     for one in sums:

@@ -3,10 +3,10 @@
 The experts' mix chooses the candidates, as cheaply as one matmul can. Here they are scored again,
 with the experts and with what tells apart items that the mix finds alike: how near an item is to
 the latest event and to the nearest of the latest events, who goes on from the latest item, how
-often and how lately the user took it. Scores stay a sum of weight times number, so that a list can
-be explained; weights depend on the user's circumstances. Two stages with weights of their own are
-how large recommenders rank (Covington, Adams, Sargin, "Deep Neural Networks for YouTube
-Recommendations", 2016).
+often and how lately the user took it. Scores are a sum of weight times number, with weights that
+depend on the user's circumstances, and of what `interplay` says of all numbers together, so that a
+list can be explained. Two stages with weights of their own are how large recommenders rank
+(Covington, Adams, Sargin, "Deep Neural Networks for YouTube Recommendations", 2016).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import experts
+from adapters import experts, interplay
 from adapters.features import AGAIN, Links, Prepared, Products, Seeds, columns_of, lend, shares
 from adapters.types import Meta, ModelConfig, UserView
 
@@ -34,9 +34,13 @@ NAMES = (
     "repeat_lately",
     "repeat_count",
     "repeat_last",
+    "repeat_days",
+    "repeat_weeks",
+    "repeat_due",
 )
 """The features beside the experts: cosines of item vectors and texts, links of the latest item,
-and where items may come again, how often and how lately the user took them."""
+and where items may come again, how often and how lately the user took them, and whether it is time
+again. New ones are added at the end: a model from before them gives them no weight."""
 
 UNFITTED = {
     "near_last": 0.1,
@@ -48,11 +52,21 @@ UNFITTED = {
     "repeat_lately": 0.2,
     "repeat_count": 0.2,
     "repeat_last": 0.2,
+    "repeat_days": 0.0,
+    "repeat_weeks": 0.0,
+    "repeat_due": 0.0,
 }
 """Weights of the features where none were fitted."""
 
 LATELY = 12.0
 """Events after which one that is repeated counts half in `repeat_lately` and `repeat_last`."""
+
+HALF_DAYS = (3.0, 14.0)
+"""Days before the latest event at which one counts half in `repeat_days` and `repeat_weeks`."""
+
+USUAL_LAG, LAG_FLOOR = 40.0, 3.0
+"""Events from one time that an item is taken to the next where nothing is known, and events that
+are added to both sides of `repeat_due`: a basket has no order."""
 
 SETTLED = 16.0
 """Events after which weights may change in another way with every further one."""
@@ -78,6 +92,15 @@ def with_weights(weight: Tensor) -> dict[str, Tensor]:
     return {_WEIGHT: weight.contiguous()}
 
 
+def completed(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of a model from before some of NAMES were there: these weigh nothing in it."""
+    weight = tensors.get(_WEIGHT)
+    if weight is None or len(weight) >= len(names(config)):
+        return tensors
+    more = len(names(config)) - len(weight)
+    return {**tensors, **with_weights(functional.pad(weight, (0, 0, 0, more)))}
+
+
 def default_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Weights where none were fitted: those of the mix, and a little for what is near."""
     start = experts.default_tensors(config)["expert_weight"][:, 0]
@@ -89,7 +112,7 @@ def default_tensors(config: ModelConfig) -> dict[str, Tensor]:
 def without(meta: Meta) -> Meta:
     """The same model with the experts' mix alone."""
     tensors = {name: tensor for name, tensor in meta.tensors.items() if name != _WEIGHT}
-    return replace(meta, tensors=tensors)
+    return interplay.without(replace(meta, tensors=tensors))
 
 
 def keeping(meta: Meta, keep: Tensor) -> Meta:
@@ -97,7 +120,8 @@ def keeping(meta: Meta, keep: Tensor) -> Meta:
     if not fitted(meta):
         return meta
     kept = functional.pad(keep, (0, len(NAMES)), value=1.0)[:, None]
-    return replace(meta, tensors={**meta.tensors, **with_weights(meta[_WEIGHT] * kept)})
+    changed = with_weights(meta[_WEIGHT] * kept) | interplay.keeping(meta, keep)
+    return replace(meta, tensors={**meta.tensors, **changed})
 
 
 def weights(meta: Meta, view: UserView, trend: Tensor) -> Tensor:
@@ -169,16 +193,42 @@ def _linked(
     return found
 
 
-def _repeats(view: UserView, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How often lately, how often, and how lately the user took each candidate: [n, C] each."""
+def _repeats(view: UserView, rows: Tensor) -> tuple[Tensor, ...]:
+    """How often and how lately the user took each candidate, by events and by days: [n, C] each."""
     if not view.repeats:
         none = torch.zeros(rows.shape, device=rows.device)
-        return none, none, none
+        return (none,) * 6
     seen = view.seen[:, :AGAIN]
-    fading = torch.exp2(-torch.arange(seen.shape[1], device=rows.device) / LATELY)
+    lag = torch.arange(seen.shape[1], device=rows.device, dtype=torch.float32)
+    fading = torch.exp2(-lag / LATELY)
     same = rows[:, :, None] == seen[:, None, :]  # [n, C, L]
+    count = same.sum(2).float()
     return (
         (same * fading).sum(2),
-        same.sum(2).float().log1p(),
+        count.log1p(),
         (same * fading).amax(2),
+        *_decayed(view, rows),
+        _due(same, lag, count),
     )
+
+
+def _decayed(view: UserView, rows: Tensor) -> list[Tensor]:
+    """How often the user took each candidate among the support set, fading with days: [n, C]."""
+    past = view.support
+    same = (rows[:, :, None] == past.items[:, None, :]) & (past.values > 0)[:, None]
+    days = ((past.times[:, :1] - past.times) / 86_400.0).clamp(min=0).float()
+    return [(same * torch.exp2(-days / half)[:, None]).sum(2).log1p() for half in HALF_DAYS]
+
+
+def _due(same: Tensor, lag: Tensor, count: Tensor) -> Tensor:
+    """Log of the events since an item was taken over those from one time to the next: [n, C].
+
+    Items taken once are taken for ones of USUAL_LAG. 0 for what was never taken.
+    """
+    if not same.shape[2]:
+        return count
+    first = torch.where(same, lag, -1.0).amax(2)
+    last = torch.where(same, lag, first.amax() + 1).amin(2)
+    usual = (first - last + USUAL_LAG) / count.clamp(min=1)
+    due = torch.log((last + LAG_FLOOR) / (usual + LAG_FLOOR))
+    return torch.where(count > 0, due, 0.0)

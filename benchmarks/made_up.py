@@ -15,7 +15,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from adapters import adapter, experts, rerank, towers
+from adapters import adapter, experts, interplay, rerank, towers
 from adapters.experts import Prior
 from adapters.types import Meta, ModelConfig
 from export.bundle_tensors import Items
@@ -104,6 +104,7 @@ def model(known: Sequence[Item], config: ModelConfig, seed: int) -> tuple[Meta, 
         **adapter.new_tensors(config, generator),
         **experts.default_tensors(config),
         **rerank.default_tensors(config),
+        **interplay.new_tensors(len(rerank.names(config)), rerank.CIRCUMSTANCES, generator),
     }
     weight = tensors["expert_weight"]
     tensors["expert_weight"] = weight + 0.02 * torch.randn(weight.shape, generator=generator)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as st_numpy
 from safetensors import torch as st_torch
 
+from adapters import rerank
 from adapters.experts import Prior
 from adapters.types import Meta, ModelConfig
 from export.errors import BundleRefused
@@ -46,7 +47,8 @@ def write_meta(meta: Meta, path: Path) -> None:
 def read_meta(path: Path, config: dict[str, Any]) -> Meta:
     """The inverse of `write_meta`. Raises `BundleRefused`."""
     try:
-        return Meta(ModelConfig.from_dict(config), st_torch.load_file(path))
+        model = ModelConfig.from_dict(config)
+        return Meta(model, rerank.completed(st_torch.load_file(path), model))
     except TypeError as error:
         raise BundleRefused(f"{path.parent}: model configuration: {error}") from None
     except (SafetensorError, OSError) as error:

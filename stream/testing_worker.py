@@ -21,7 +21,7 @@ import orjson
 import torch
 from numpy.typing import NDArray
 
-from adapters import adapter, experts, profiles, rerank, towers
+from adapters import adapter, experts, interplay, profiles, rerank, towers
 from adapters.experts import Prior
 from adapters.types import Meta, ModelConfig
 from export.bundle_tensors import Items
@@ -107,6 +107,7 @@ def untrained_model(
         **profiles.new_tensors(read, None),
         **experts.default_tensors(config),
         **rerank.default_tensors(config),
+        **interplay.new_tensors(len(rerank.names(config)), rerank.CIRCUMSTANCES, generator),
     }
     half_lives, width = len(config.half_lives), config.neighbours
     prior = Prior(

@@ -140,6 +140,7 @@ def said(n: int, shots: int) -> tuple[Meta, Evidence]:
         values=values,
         log_scale=torch.zeros(n, 5),
         weights=torch.zeros(n, size),
+        rest=torch.zeros(n, 5),
         good=torch.arange(n) % 2 == 0,
         shots=torch.full((n,), shots),
     )

@@ -87,8 +87,25 @@ def test_repeats_count_where_items_may_come_again() -> None:
     torch.testing.assert_close(count, torch.tensor([2.0, 1.0, 0.0]).log1p())
     torch.testing.assert_close(last, torch.tensor([1.0, 2 ** (-3 / rerank.LATELY), 0.0]))
     assert again[0, PLACE["repeat_lately"]] == pytest.approx(1 + 2 ** (-2 / rerank.LATELY))
+    due = again[:, PLACE["repeat_due"]]
+    usual = (2 + rerank.USUAL_LAG) / 2 + rerank.LAG_FLOOR  # taken twice, two events apart
+    first = torch.log(torch.tensor(rerank.LAG_FLOOR / usual))
+    later = (3 + rerank.LAG_FLOOR) / (rerank.USUAL_LAG + rerank.LAG_FLOOR)
+    torch.testing.assert_close(due, torch.stack([first, torch.tensor(later).log(), first * 0]))
     once, _ = looked(with_events(events, [1.0] * 4), [30, 32, 33])
     assert not once[:, PLACE["repeat_lately"] :].any()
+
+
+def test_repeats_fade_with_days() -> None:
+    """What was taken days before the latest event counts for less, a dislike for nothing."""
+    view = with_events([30, 31, 30, 32], [1.0, 1.0, 1.0, -1.0], repeats=True)
+    view.support.times[0, :4] = (
+        BEGIN - torch.tensor([0.0, 3.0, 14.0, 14.0], dtype=torch.float64) * DAY
+    )
+    found, _ = looked(view, [30, 31, 32])
+    days, weeks = found[:, PLACE["repeat_days"]], found[:, PLACE["repeat_weeks"]]
+    torch.testing.assert_close(days, torch.tensor([1 + 2 ** (-14 / 3), 0.5, 0.0]).log1p())
+    torch.testing.assert_close(weeks, torch.tensor([1.5, 2 ** (-3 / 14), 0.0]).log1p())
 
 
 def test_candidates_come_from_the_mix_and_their_order_from_the_second_look() -> None:

@@ -1,0 +1,202 @@
+"""The network of the second look, fitted by cross-validation over users.
+
+Users are cut into FOLDS parts, and each network learns from the users of all parts but one, beside
+a weighted sum that was fitted to the same users. All stop after the round in which the loss of
+requests was least, each judged by the network that had not seen its user (cross-validated early
+stopping). The average of networks that saw different users, as in bagging (Breiman, 1996), is one
+network with all of their units. It is kept only where it lowers the loss of users that it had not
+seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters import interplay
+from adapters.features import NEVER
+from adapters.fit_history import worth
+from adapters.looks import Looks
+
+FOLDS = 4
+UNITS = 16
+"""Of each network."""
+
+EPOCHS = 24
+"""Rounds through the requests, at most."""
+
+MEAN = 0.95
+"""Share of the running mean of the weights that a step keeps."""
+
+BATCH = 128
+"""Requests of a step."""
+
+RATE, DECAY, DROPOUT = 5e-3, 1e-2, 0.2
+"""Of AdamW, and the share of units that are left out of a step."""
+
+ERRORS = 2.0
+"""Standard errors over users by which the loss must fall."""
+
+EDGE = 1e-3
+"""Share of candidates on either side whose numbers are taken as no further out than the others."""
+
+
+class _Data(NamedTuple):
+    """Requests as the networks read them; n of them, C candidates."""
+
+    values: Tensor  # [n, F, C] of mean 0 and spread 1
+    context: Tensor  # [n, CIRCUMSTANCES]
+    scores: Tensor  # [n, C] the weighted sum; NEVER = no candidate
+    target: Tensor  # [n, C] 1 / relevant items for those that are relevant, else 0
+    weight: Tensor  # [n] mean 1
+
+    def part(self, rows: Tensor) -> _Data:
+        return _Data(*(column[rows] for column in self))
+
+
+def fit(
+    looks: Looks, solve: Callable[[Looks], Tensor], weighting: float, seed: int
+) -> dict[str, Tensor]:
+    """Tensors of `interplay` that help the weighted sum; none where none help.
+
+    `solve` fits the sum's weights [F, CIRCUMSTANCES]; `weighting` is that of users, as in
+    `fit_history.worth`. Equal seeds give equal networks.
+    """
+    with torch.no_grad():
+        return _fit(looks, solve, weighting, seed)
+
+
+def _fit(
+    looks: Looks, solve: Callable[[Looks], Tensor], weighting: float, seed: int
+) -> dict[str, Tensor]:
+    scaling = _scaling(looks)
+    data = _data(looks, scaling, weighting)
+    generator = torch.Generator().manual_seed(seed)
+    users, owner = torch.unique(looks.users, return_inverse=True)
+    fold = (torch.randperm(len(users), generator=generator) % FOLDS)[owner]
+    gain, nets = torch.zeros(EPOCHS, len(owner)), []
+    for number in range(FOLDS):
+        judged = torch.nonzero(fold == number)[:, 0]
+        learned = torch.nonzero(fold != number)[:, 0]
+        if not len(judged) or not len(learned):
+            return {}
+        sums = _sums(looks, solve(Looks(*(column[learned] for column in looks))))
+        own = data._replace(scores=sums)
+        rounds, gain[:, judged] = _learned(own.part(learned), own.part(judged), generator)
+        nets.append(rounds)
+    best = int(gain.mean(1).argmax())
+    by_user = torch.zeros(len(users)).index_add_(0, owner, gain[best])
+    error = float(by_user.std()) / len(users) ** 0.5
+    if not float(by_user.mean()) > ERRORS * error:
+        return {}
+    read, told, say = (torch.cat(x) for x in zip(*(rounds[best] for rounds in nets), strict=True))
+    return {
+        **scaling,
+        interplay.READ: read,
+        interplay.TOLD: told,
+        interplay.SAY: say / FOLDS,
+    }
+
+
+def _scaling(looks: Looks) -> dict[str, Tensor]:
+    """How the numbers of candidates become numbers of mean 0 and spread 1."""
+    rows = looks.values[looks.known]  # [c, F]
+    edges = torch.tensor([EDGE, 1 - EDGE])
+    low, high = torch.stack([_quantiles(column, edges) for column in rows.T], 1)
+    inside = rows.clamp(low, high)
+    spread = inside.std(0)
+    return {
+        interplay.LOW: low,
+        interplay.HIGH: high,
+        interplay.SHIFT: inside.mean(0),
+        interplay.SCALE: torch.where(spread > 1e-3, 1 / spread.clamp(min=1e-3), 0.0),
+    }
+
+
+def _quantiles(column: Tensor, shares: Tensor) -> Tensor:
+    places = (shares * (len(column) - 1)).round().long()
+    found: Tensor = column.sort().values[places]
+    return found
+
+
+def _sums(looks: Looks, weights: Tensor) -> Tensor:
+    """The weighted sums [n, C] of the candidates; NEVER = no candidate."""
+    sums = torch.bmm(looks.values, (looks.context @ weights.T)[..., None])[..., 0]
+    return sums.masked_fill(~looks.known, NEVER)
+
+
+def _data(looks: Looks, scaling: dict[str, Tensor], weighting: float) -> _Data:
+    values = looks.values.clamp(scaling[interplay.LOW], scaling[interplay.HIGH])
+    values = (values - scaling[interplay.SHIFT]) * scaling[interplay.SCALE]
+    weight = worth(looks.users, looks.recency, weighting).float()
+    return _Data(
+        values=values.transpose(1, 2).contiguous(),
+        context=looks.context,
+        scores=torch.zeros(looks.known.shape),  # those of a part of the users
+        target=looks.hits / looks.relevant.clamp(min=1)[:, None],
+        weight=weight / weight.mean(),
+    )
+
+
+def _learned(
+    learned: _Data, judged: _Data, generator: torch.Generator
+) -> tuple[list[list[Tensor]], Tensor]:
+    """A network after each round, and how much it lowers the loss of what is judged: [EPOCHS, n].
+
+    What is kept of a round is the running mean of the weights.
+    """
+    net = _begin(learned, generator)
+    optimiser = torch.optim.AdamW(net, lr=RATE, weight_decay=DECAY)
+    before = _loss(judged, torch.zeros_like(judged.scores))
+    rounds, gains = [], []
+    mean = [p.detach().clone() for p in net]
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(learned.weight), generator=generator)
+        for rows in torch.split(order, BATCH):
+            batch = learned.part(rows)
+            heard = torch.rand(batch.scores.shape[0], len(net[2]), generator=generator) >= DROPOUT
+            with torch.enable_grad():
+                said = _said(net, batch, heard / (1 - DROPOUT))
+                loss = _loss(batch, said).mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            for old, new in zip(mean, net, strict=True):
+                old.lerp_(new.detach(), 1 - MEAN)
+        rounds.append([p.clone() for p in mean])
+        gains.append(before - _loss(judged, _said(mean, judged)))
+    return rounds, torch.stack(gains)
+
+
+def _begin(data: _Data, generator: torch.Generator) -> list[Tensor]:
+    """Random units that nobody listens to yet: `interplay.READ`, TOLD and SAY of one network.
+
+    The constant among the circumstances is their bias.
+    """
+    numbers, told = data.values.shape[1], data.context.shape[1]
+    read = torch.randn(UNITS, numbers, generator=generator) / numbers**0.5
+    spread = data.context.std(0).clamp(min=0.1)
+    context = torch.randn(UNITS, told, generator=generator) / spread / told**0.5
+    context[:, 0] = torch.rand(UNITS, generator=generator) * 2 - 1
+    context[:, 0] -= context[:, 1:] @ data.context[:, 1:].mean(0)
+    return [p.requires_grad_() for p in (read, context, torch.zeros(UNITS))]
+
+
+def _said(net: list[Tensor], data: _Data, listening: Tensor | None = None) -> Tensor:
+    """What a network adds to the scores: [n, C]; `listening` [n, UNITS] weighs its units."""
+    read, told, say = net
+    units = torch.relu(torch.matmul(read, data.values) + (data.context @ told.T)[..., None])
+    say = say if listening is None else say * listening
+    if listening is None:
+        return torch.matmul(say, units)
+    return torch.bmm(say[:, None], units)[:, 0]
+
+
+def _loss(data: _Data, said: Tensor) -> Tensor:
+    """Log-softmax of the relevant candidates, as in `fit_rerank.loss`: [n], weighted."""
+    chances = functional.log_softmax(data.scores + said, 1)
+    return -(chances * data.target).sum(1) * data.weight

@@ -1,0 +1,81 @@
+"""What the numbers of the second look say together: a small network beside their weighted sum.
+
+A weighted sum cannot say that being popular counts for less in a user's third event than in the
+thirtieth, for an item that the user takes every week, and so on for all pairs. One layer of hidden
+units reads all numbers of an item and the user's circumstances, and what it says is added to the
+sum (wide and deep: Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016). It is one
+further part of a score in an explanation. `fit_interplay` leaves it out where it does not help.
+
+Letters in shape comments: n users, r items, F numbers of the second look, C circumstances, H units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters.types import Meta
+
+NAME = "interplay"
+"""What the network's part of a score is called."""
+
+LOW, HIGH = "interplay_low", "interplay_high"  # [F] range of the fit: beyond it nothing was learned
+SHIFT, SCALE = "interplay_shift", "interplay_scale"  # [F] to mean 0 and spread 1
+READ = "interplay_read"  # [H, F]
+TOLD = "interplay_told"  # [H, C]
+SAY = "interplay_say"  # [H]
+
+TENSORS = (LOW, HIGH, SHIFT, SCALE, READ, TOLD, SAY)
+"""Names of its tensors; a model has all of them or none."""
+
+
+def new_tensors(numbers: int, context: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A small random network for models that nobody trained; `numbers` is F, `context` is C."""
+    units = 64
+    return {
+        LOW: torch.full((numbers,), -10.0),
+        HIGH: torch.full((numbers,), 10.0),
+        SHIFT: torch.zeros(numbers),
+        SCALE: torch.ones(numbers),
+        READ: torch.randn(units, numbers, generator=generator) / numbers**0.5,
+        TOLD: torch.randn(units, context, generator=generator) / context**0.5,
+        SAY: 0.02 * torch.randn(units, generator=generator),
+    }
+
+
+def present(meta: Meta) -> bool:
+    """Whether this model has a network."""
+    return SAY in meta.tensors
+
+
+def without(meta: Meta) -> Meta:
+    """The model without it."""
+    return replace(meta, tensors={n: t for n, t in meta.tensors.items() if n not in TENSORS})
+
+
+def keeping(meta: Meta, keep: Tensor) -> dict[str, Tensor]:
+    """Its tensors that change where it reads the first numbers times `keep` [E], each 0 or 1."""
+    if not present(meta):
+        return {}
+    rest = meta[READ].shape[1] - len(keep)
+    return {READ: meta[READ] * functional.pad(keep, (0, rest), value=1.0)}
+
+
+def circumstances(meta: Meta, context: Tensor) -> Tensor | None:
+    """What users' circumstances [n, C] add to each unit: [n, H]; None without a network."""
+    return context @ meta[TOLD].T if present(meta) else None
+
+
+def part(meta: Meta, values: Tensor, told: Tensor) -> Tensor:
+    """The network's part [n, r] of the scores of items with these numbers [n, F, r].
+
+    `told` [n, H] is what `circumstances` gave.
+    """
+    inside = values.clamp(meta[LOW][:, None], meta[HIGH][:, None])
+    plain = (inside - meta[SHIFT][:, None]) * meta[SCALE][:, None]
+    units = torch.relu(torch.matmul(meta[READ], plain) + told[..., None])
+    found: Tensor = torch.matmul(meta[SAY], units)
+    return found
