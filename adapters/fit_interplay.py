@@ -45,6 +45,15 @@ EDGE = 1e-3
 """Share of candidates on either side whose numbers are taken as no further out than the others."""
 
 
+class _Scaling(NamedTuple):
+    """How the numbers of candidates become numbers of mean 0 and spread 1; [F] each."""
+
+    low: Tensor
+    high: Tensor
+    shift: Tensor
+    scale: Tensor
+
+
 class _Data(NamedTuple):
     """Requests as the networks read them; n of them, C candidates."""
 
@@ -94,27 +103,25 @@ def _fit(
     if not float(by_user.mean()) > ERRORS * error:
         return {}
     read, told, say = (torch.cat(x) for x in zip(*(rounds[best] for rounds in nets), strict=True))
+    read, constant = read * scaling.scale, read @ (scaling.scale * scaling.shift)
+    told[:, 0] -= constant  # the constant among the circumstances
     return {
-        **scaling,
+        interplay.LOW: scaling.low,
+        interplay.HIGH: scaling.high,
         interplay.READ: read,
         interplay.TOLD: told,
         interplay.SAY: say / FOLDS,
     }
 
 
-def _scaling(looks: Looks) -> dict[str, Tensor]:
-    """How the numbers of candidates become numbers of mean 0 and spread 1."""
+def _scaling(looks: Looks) -> _Scaling:
     rows = looks.values[looks.known]  # [c, F]
     edges = torch.tensor([EDGE, 1 - EDGE])
     low, high = torch.stack([_quantiles(column, edges) for column in rows.T], 1)
     inside = rows.clamp(low, high)
     spread = inside.std(0)
-    return {
-        interplay.LOW: low,
-        interplay.HIGH: high,
-        interplay.SHIFT: inside.mean(0),
-        interplay.SCALE: torch.where(spread > 1e-3, 1 / spread.clamp(min=1e-3), 0.0),
-    }
+    scale = torch.where(spread > 1e-3, 1 / spread.clamp(min=1e-3), 0.0)
+    return _Scaling(low, high, inside.mean(0), scale)
 
 
 def _quantiles(column: Tensor, shares: Tensor) -> Tensor:
@@ -129,9 +136,8 @@ def _sums(looks: Looks, weights: Tensor) -> Tensor:
     return sums.masked_fill(~looks.known, NEVER)
 
 
-def _data(looks: Looks, scaling: dict[str, Tensor], weighting: float) -> _Data:
-    values = looks.values.clamp(scaling[interplay.LOW], scaling[interplay.HIGH])
-    values = (values - scaling[interplay.SHIFT]) * scaling[interplay.SCALE]
+def _data(looks: Looks, scaling: _Scaling, weighting: float) -> _Data:
+    values = (looks.values.clamp(scaling.low, scaling.high) - scaling.shift) * scaling.scale
     weight = worth(looks.users, looks.recency, weighting).float()
     return _Data(
         values=values.transpose(1, 2).contiguous(),

@@ -23,12 +23,11 @@ NAME = "interplay"
 """What the network's part of a score is called."""
 
 LOW, HIGH = "interplay_low", "interplay_high"  # [F] range of the fit: beyond it nothing was learned
-SHIFT, SCALE = "interplay_shift", "interplay_scale"  # [F] to mean 0 and spread 1
 READ = "interplay_read"  # [H, F]
 TOLD = "interplay_told"  # [H, C]
 SAY = "interplay_say"  # [H]
 
-TENSORS = (LOW, HIGH, SHIFT, SCALE, READ, TOLD, SAY)
+TENSORS = (LOW, HIGH, READ, TOLD, SAY)
 """Names of its tensors; a model has all of them or none."""
 
 
@@ -38,8 +37,6 @@ def new_tensors(numbers: int, context: int, generator: torch.Generator) -> dict[
     return {
         LOW: torch.full((numbers,), -10.0),
         HIGH: torch.full((numbers,), 10.0),
-        SHIFT: torch.zeros(numbers),
-        SCALE: torch.ones(numbers),
         READ: torch.randn(units, numbers, generator=generator) / numbers**0.5,
         TOLD: torch.randn(units, context, generator=generator) / context**0.5,
         SAY: 0.02 * torch.randn(units, generator=generator),
@@ -74,8 +71,7 @@ def part(meta: Meta, values: Tensor, told: Tensor) -> Tensor:
 
     `told` [n, H] is what `circumstances` gave.
     """
-    inside = values.clamp(meta[LOW][:, None], meta[HIGH][:, None])
-    plain = (inside - meta[SHIFT][:, None]) * meta[SCALE][:, None]
-    units = torch.relu(torch.matmul(meta[READ], plain) + told[..., None])
-    found: Tensor = torch.matmul(meta[SAY], units)
-    return found
+    inside = torch.clamp(values, meta[LOW][:, None], meta[HIGH][:, None])
+    read = meta[READ].expand(len(values), -1, -1)
+    units = torch.baddbmm(told[..., None], read, inside).relu_()
+    return torch.bmm(meta[SAY].expand(len(values), 1, -1), units)[:, 0]

@@ -66,14 +66,12 @@ def part(found: Looks, network: dict[str, Tensor]) -> Tensor:
 
 
 def test_its_part_is_what_the_formula_says() -> None:
-    """Numbers are clipped to the range of the fit, scaled, read by units, and the units summed."""
+    """Numbers are clipped to the range of the fit, read by units, and the units summed."""
     meta = Meta(
         ModelConfig(),
         {
             interplay.LOW: torch.tensor([0.0, -1.0]),
             interplay.HIGH: torch.tensor([2.0, 1.0]),
-            interplay.SHIFT: torch.tensor([1.0, 0.0]),
-            interplay.SCALE: torch.tensor([2.0, 1.0]),
             interplay.READ: torch.tensor([[1.0, 1.0], [-1.0, 0.5]]),
             interplay.TOLD: torch.tensor([[0.5], [0.25]]),
             interplay.SAY: torch.tensor([3.0, -2.0]),
@@ -82,10 +80,10 @@ def test_its_part_is_what_the_formula_says() -> None:
     told = interplay.circumstances(meta, torch.tensor([[1.0]]))
     assert told is not None
     values = torch.tensor([[[5.0, 1.0, -3.0], [0.5, -9.0, 0.0]]])  # [1, F, 3 items]
-    # clipped and scaled: (2, .5), (0, -1), (-2, 0)
-    first = 3 * (2 + 0.5 + 0.5) - 2 * 0
-    second = 3 * 0 - 2 * 0  # units at 0 - 1 + .5 and 0 - .5 + .25
-    third = 3 * 0 - 2 * (2 + 0.25)
+    # clipped: (2, .5), (1, -1), (0, 0)
+    first = 3 * (2 + 0.5 + 0.5) - 2 * 0  # the other unit is at -2 + .25 + .25
+    second = 3 * (1 - 1 + 0.5) - 2 * 0
+    third = 3 * 0.5 - 2 * 0.25
     expected = torch.tensor([[first, second, third]])
     torch.testing.assert_close(interplay.part(meta, values, told), expected)
 
