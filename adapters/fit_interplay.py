@@ -5,7 +5,8 @@ a weighted sum that was fitted to the same users. All stop after the round in wh
 requests was least, each judged by the network that had not seen its user (cross-validated early
 stopping). The average of networks that saw different users, as in bagging (Breiman, 1996), is one
 network with all of their units. It is kept only where it lowers the loss of users that it had not
-seen.
+seen, and where one that learned from the first three quarters of the time lowers it in the last:
+users share their time, and what was the rage in one hour must not be learned by heart.
 """
 
 from __future__ import annotations
@@ -87,20 +88,21 @@ def _fit(
     generator = torch.Generator().manual_seed(seed)
     users, owner = torch.unique(looks.users, return_inverse=True)
     fold = (torch.randperm(len(users), generator=generator) % FOLDS)[owner]
+    late = torch.arange(len(owner)) >= len(owner) * (FOLDS - 1) // FOLDS  # they are in time order
+    parts = [*(fold == number for number in range(FOLDS)), late]
+    if any(bool(part.all()) or not bool(part.any()) for part in parts):
+        return {}
     gain, nets = torch.zeros(EPOCHS, len(owner)), []
-    for number in range(FOLDS):
-        judged = torch.nonzero(fold == number)[:, 0]
-        learned = torch.nonzero(fold != number)[:, 0]
-        if not len(judged) or not len(learned):
-            return {}
-        sums = _sums(looks, solve(Looks(*(column[learned] for column in looks))))
-        own = data._replace(scores=sums)
-        rounds, gain[:, judged] = _learned(own.part(learned), own.part(judged), generator)
+    for judged in parts[:-1]:
+        rounds, gain[:, judged] = _learned(*_split(looks, data, judged, solve), generator)
         nets.append(rounds)
     best = int(gain.mean(1).argmax())
     by_user = torch.zeros(len(users)).index_add_(0, owner, gain[best])
     error = float(by_user.std()) / len(users) ** 0.5
     if not float(by_user.mean()) > ERRORS * error:
+        return {}
+    _, later = _learned(*_split(looks, data, late, solve), generator)
+    if not float(later[best].mean()) > 0:
         return {}
     read, told, say = (torch.cat(x) for x in zip(*(rounds[best] for rounds in nets), strict=True))
     read, constant = read * scaling.scale, read @ (scaling.scale * scaling.shift)
@@ -112,6 +114,15 @@ def _fit(
         interplay.TOLD: told,
         interplay.SAY: say / FOLDS,
     }
+
+
+def _split(
+    looks: Looks, data: _Data, judged: Tensor, solve: Callable[[Looks], Tensor]
+) -> tuple[_Data, _Data]:
+    """What is learned from and what is judged, with sums fitted to what is learned from."""
+    weights = solve(Looks(*(column[~judged] for column in looks)))
+    own = data._replace(scores=_sums(looks, weights))
+    return own.part(~judged), own.part(judged)
 
 
 def _scaling(looks: Looks) -> _Scaling:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adapters import adapter, ranking
+from adapters import adapter, interplay, ranking
 from adapters.types import UserView
 from stream import user_state
 from stream.config import Settings
@@ -39,6 +39,7 @@ WORDS = {
     "covisit_stream": "picked with these in the last days",
     "repeat": "clicked before",
     "shown": "shown and passed over",
+    interplay.NAME: "how all of this goes together",
 }
 """Parts of a score in words; a name stands for all that begin with it."""
 
@@ -116,8 +117,11 @@ class Explainer:
         return np.asarray(self._contributions(view, self.rows(items))[0])
 
     def reasons(self, moved: Floats) -> list[str]:
-        """In words, the expert that moved each of m items most, by `moved` [m, E]."""
-        words = list(dict.fromkeys(self._words))
+        """In words, the expert that moved each of m items most, by `moved` [m, E].
+
+        What all of them say together is no reason that anybody could follow.
+        """
+        words = [word for word in dict.fromkeys(self._words) if word != WORDS[interplay.NAME]]
         index = np.array([words.index(word) for word in self._words])
         summed = np.stack([moved[:, index == g].sum(1) for g in range(len(words))], 1)
         return [words[place] for place in summed.argmax(1).tolist()]
