@@ -122,8 +122,8 @@ class Explainer:
         What all of them say together is no reason that anybody could follow.
         """
         words = [word for word in dict.fromkeys(self._words) if word != WORDS[interplay.NAME]]
-        index = np.array([words.index(word) for word in self._words])
-        summed = np.stack([moved[:, index == g].sum(1) for g in range(len(words))], 1)
+        own = np.array(self._words)
+        summed = np.stack([moved[:, own == word].sum(1) for word in words], 1)
         return [words[place] for place in summed.argmax(1).tolist()]
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters import episodes, fit_experts
+from adapters import episodes, fit_experts, interplay
 from adapters.episodes import Log
 from adapters.evaluate import variant_meta
 from adapters.fit_experts import FitOptions
@@ -292,6 +292,7 @@ def fit_weights(
         "loss_default": fitted.loss_default,
         "zero_ndcg": fitted.zero_ndcg,
         "own_zero": fitted.own_zero,
+        "interplay": interplay.present(fitted.meta),
     }
     alone = not request.settings.learning.experts
     return variant_meta(fitted.meta, "encoder only") if alone else fitted.meta, figures
