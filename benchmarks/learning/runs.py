@@ -10,6 +10,7 @@ import numpy as np
 
 from adapters import list_metrics
 from adapters.evaluate import Moments
+from adapters.meta_train import Trained
 from benchmarks.learning import world
 from benchmarks.learning.goals import SetResult, Table
 from benchmarks.learning.kept import CUTOFFS, Judged, Shelf
@@ -40,6 +41,7 @@ class Runs:
         self._reporter = reporter
         self._shelf = Shelf(plan.folder / data.name)
         self._about = f"steps {plan.steps}, {plan.positions} positions"
+        self._trainings: dict[int, Trained] = {}  # by seed, of the rows with all defaults
 
     def result(self, rows: list[Row]) -> SetResult:
         """The figures of these rows and of the baselines, means of their seeds."""
@@ -74,7 +76,14 @@ class Runs:
 
     def _train(self, row: Row, seed: int) -> Judged:
         self._reporter.say(f"{self._data.name}: {row.name}, seed {seed}")
-        found = world.run(self._world, row, seed, self._plan.steps, self._reporter)
+        settings = {"learning.steps": self._plan.steps, **row.settings}
+        request = world.request_of(self._data, settings, seed)
+        trained = self._trainings.get(seed)  # of a row without settings: others share it
+        if row.settings or trained is None:
+            trained = world.train(self._world, request, self._reporter)
+        if not row.settings:
+            self._trainings[seed] = trained
+        found = world.run(self._world, row, request, trained, self._reporter)
         return self._judged(found, {})
 
     def _baselines(self) -> Judged:

@@ -63,10 +63,8 @@ def build(data: DataSet, most: int, reporter: Reporter) -> World:
     return World(data, items, text, _cut(log, data, request), columns.action_names, most)
 
 
-def run(world: World, row: Row, seed: int, steps: int | None, reporter: Reporter) -> Moments:
-    """Train one row, fit its experts, and judge it on later events of all users."""
-    request = request_of(world.data, {"learning.steps": steps, **row.settings}, seed)
-    trained = train(world, request, reporter)
+def run(world: World, row: Row, request: Request, trained: Trained, reporter: Reporter) -> Moments:
+    """Fit the experts of one row's training, and judge it on later events of all users."""
     with training.one_thread():
         meta, _ = training.fit_weights(
             trained, world.text, world.items, world.cuts, request, reporter
