@@ -34,7 +34,8 @@ def run(built: World, name: str) -> Moments:
     row = next(row for row in ROWS if row.name == name)
     windows = min(row.windows, WINDOWS)
     asked = replace(row, variants=("adapted",), windows=windows)
-    return world.run(built, asked, 0, 1, Reporter())
+    request = world.request_of(built.data, {"learning.steps": 1}, 0)
+    return world.run(built, asked, request, world.train(built, request, Reporter()), Reporter())
 
 
 def test_weights_fitted_anew_know_what_came_before_their_window_alone(built: World) -> None:
