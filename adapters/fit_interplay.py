@@ -19,16 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters import interplay
-from adapters.features import NEVER
 from adapters.fit_history import worth
-from adapters.looks import Looks
+from adapters.looks import Looks, sums
 
 FOLDS = 4
 UNITS = 16
 """Of each network."""
 
 EPOCHS = 24
-"""Rounds through the requests, at most."""
+"""Rounds through the requests, of which the best one is kept."""
 
 MEAN = 0.95
 """Share of the running mean of the weights that a step keeps."""
@@ -69,11 +68,11 @@ class _Data(NamedTuple):
 
 
 def fit(
-    looks: Looks, solve: Callable[[Looks], Tensor], weighting: float, seed: int
+    looks: Looks, solve: Callable[[Looks, float], Tensor], weighting: float, seed: int
 ) -> dict[str, Tensor]:
     """Tensors of `interplay` that help the weighted sum; none where none help.
 
-    `solve` fits the sum's weights [F, CIRCUMSTANCES]; `weighting` is that of users, as in
+    `solve` fits the sum's weights [F, CIRCUMSTANCES] with `weighting` of users, as in
     `fit_history.worth`. Equal seeds give equal networks.
     """
     with torch.no_grad():
@@ -81,7 +80,7 @@ def fit(
 
 
 def _fit(
-    looks: Looks, solve: Callable[[Looks], Tensor], weighting: float, seed: int
+    looks: Looks, solve: Callable[[Looks, float], Tensor], weighting: float, seed: int
 ) -> dict[str, Tensor]:
     scaling = _scaling(looks)
     data = _data(looks, scaling, weighting)
@@ -94,14 +93,16 @@ def _fit(
         return {}
     gain, nets = torch.zeros(EPOCHS, len(owner)), []
     for judged in parts[:-1]:
-        rounds, gain[:, judged] = _learned(*_split(looks, data, judged, solve), generator)
+        rounds, gain[:, judged] = _learned(
+            *_split(looks, data, judged, solve(_of(looks, ~judged), weighting)), generator
+        )
         nets.append(rounds)
     best = int(gain.mean(1).argmax())
     by_user = torch.zeros(len(users)).index_add_(0, owner, gain[best])
     error = float(by_user.std()) / len(users) ** 0.5
     if not float(by_user.mean()) > ERRORS * error:
         return {}
-    _, later = _learned(*_split(looks, data, late, solve), generator)
+    _, later = _learned(*_split(looks, data, late, solve(_of(looks, ~late), weighting)), generator)
     if not float(later[best].mean()) > 0:
         return {}
     read, told, say = (torch.cat(x) for x in zip(*(rounds[best] for rounds in nets), strict=True))
@@ -116,35 +117,26 @@ def _fit(
     }
 
 
-def _split(
-    looks: Looks, data: _Data, judged: Tensor, solve: Callable[[Looks], Tensor]
-) -> tuple[_Data, _Data]:
-    """What is learned from and what is judged, with sums fitted to what is learned from."""
-    weights = solve(Looks(*(column[~judged] for column in looks)))
-    own = data._replace(scores=_sums(looks, weights))
+def _of(looks: Looks, rows: Tensor) -> Looks:
+    return Looks(*(column[rows] for column in looks))
+
+
+def _split(looks: Looks, data: _Data, judged: Tensor, weights: Tensor) -> tuple[_Data, _Data]:
+    """What is learned from and what is judged, beside sums with these weights."""
+    own = data._replace(scores=sums(looks, weights))
     return own.part(~judged), own.part(judged)
 
 
 def _scaling(looks: Looks) -> _Scaling:
     rows = looks.values[looks.known]  # [c, F]
     edges = torch.tensor([EDGE, 1 - EDGE])
-    low, high = torch.stack([_quantiles(column, edges) for column in rows.T], 1)
+    low, high = torch.stack(
+        [torch.quantile(column, edges, interpolation="nearest") for column in rows.T], 1
+    )
     inside = rows.clamp(low, high)
     spread = inside.std(0)
     scale = torch.where(spread > 1e-3, 1 / spread.clamp(min=1e-3), 0.0)
     return _Scaling(low, high, inside.mean(0), scale)
-
-
-def _quantiles(column: Tensor, shares: Tensor) -> Tensor:
-    places = (shares * (len(column) - 1)).round().long()
-    found: Tensor = column.sort().values[places]
-    return found
-
-
-def _sums(looks: Looks, weights: Tensor) -> Tensor:
-    """The weighted sums [n, C] of the candidates; NEVER = no candidate."""
-    sums = torch.bmm(looks.values, (looks.context @ weights.T)[..., None])[..., 0]
-    return sums.masked_fill(~looks.known, NEVER)
 
 
 def _data(looks: Looks, scaling: _Scaling, weighting: float) -> _Data:
@@ -207,10 +199,8 @@ def _said(net: list[Tensor], data: _Data, listening: Tensor | None = None) -> Te
     """What a network adds to the scores: [n, C]; `listening` [n, UNITS] weighs its units."""
     read, told, say = net
     units = torch.relu(torch.matmul(read, data.values) + (data.context @ told.T)[..., None])
-    say = say if listening is None else say * listening
-    if listening is None:
-        return torch.matmul(say, units)
-    return torch.bmm(say[:, None], units)[:, 0]
+    weights = say.expand(len(units), -1) if listening is None else say * listening
+    return torch.bmm(weights[:, None], units)[:, 0]
 
 
 def _loss(data: _Data, said: Tensor) -> Tensor:

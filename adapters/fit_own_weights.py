@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from adapters import experts, interplay, own_walk, own_weights, rerank
 from adapters.fit_history import History, per_user
-from adapters.looks import Looks, by_user, look, ndcg
+from adapters.looks import Looks, look, ndcg
 from adapters.own_walk import Requests
 from adapters.own_weights import KAPPA, KEEP, RATE, USUAL, VARIANCE, Evidence
 from adapters.signals import Ints
@@ -71,11 +71,15 @@ def _fitted(meta: Meta, history: History, users: Ints, judges: Ints) -> Meta:
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
     ends, owners = history.seq.ends(events, "request"), history.seq.log.users[events]
     at, turns = requests.before(ends, owners), list(requests.turns(np.arange(len(found.good))))
+    shared = looks.context @ meta["rerank_weight"].T
+    rest = interplay.added(meta, looks.values, looks.context)
+    plain = ndcg(looks, _scores(looks, shared, rest))
     best, most = meta, 0.0
     for steps in product(RATES, KEEPS, KAPPAS):
         tried = with_steps(meta, steps, usual, variance)
-        ahead = _ahead(tried, looks, own_walk.looked_up(_after(tried, turns, requests, found), at))
-        mean, error = by_user(ahead, looks.users)
+        delta = own_walk.looked_up(_after(tried, turns, requests, found), at)
+        own = shared + functional.pad(delta, (0, len(rerank.NAMES)))
+        mean, error = _by_user(ndcg(looks, _scores(looks, own, rest)) - plain, looks.users)
         if mean > max(most, ERRORS * error):
             best, most = tried, mean
     return best
@@ -130,15 +134,13 @@ def _after(meta: Meta, turns: list[Ints], requests: Requests, found: Evidence) -
     return after
 
 
-def _ahead(meta: Meta, looks: Looks, delta: Tensor) -> Tensor:
-    """nDCG [n] with own weights minus without, among the same candidates."""
-    shared = looks.context @ meta["rerank_weight"].T
-    own = shared + functional.pad(delta, (0, len(rerank.NAMES)))
-    told = interplay.circumstances(meta, looks.context)
-    rest = looks.values.new_zeros(looks.known.shape)
-    if told is not None:
-        rest = interplay.part(meta, looks.values.transpose(1, 2), told)
-    with_own, without = (
-        ndcg(looks, torch.bmm(looks.values, w[..., None])[..., 0] + rest) for w in (own, shared)
-    )
-    return with_own - without
+def _scores(looks: Looks, weights: Tensor, rest: Tensor) -> Tensor:
+    """Scores [n, C] by weights [n, F] of each request, and what is beside the sum [n, C]."""
+    return torch.bmm(looks.values, weights[..., None])[..., 0] + rest
+
+
+def _by_user(values: Tensor, users: Tensor) -> tuple[float, float]:
+    """Mean over users of their means, and its standard error."""
+    _, owner, count = torch.unique(users, return_inverse=True, return_counts=True)
+    means = torch.zeros(len(count)).index_add_(0, owner, values) / count
+    return float(means.mean()), float(means.std(unbiased=False)) / len(means) ** 0.5

@@ -8,15 +8,12 @@ is fitted after it, by `fit_interplay`.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from adapters import fit_interplay, rerank
-from adapters.features import NEVER
 from adapters.fit_history import History, worth
-from adapters.looks import Looks, look
+from adapters.looks import Looks, look, sums
 from adapters.minimise import minimise
 from adapters.signals import Ints
 from adapters.types import Meta
@@ -40,9 +37,7 @@ def fit(meta: Meta, history: History, users: Ints) -> Meta:
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
     weighting = history.options.weighting
     weights = solve(looks, weighting)
-    together = fit_interplay.fit(
-        looks, partial(solve, weighting=weighting), weighting, history.seed
-    )
+    together = fit_interplay.fit(looks, solve, weighting, history.seed)
     tensors = {**meta.tensors, **rerank.with_weights(weights), **together}
     return Meta(meta.config, tensors)
 
@@ -69,8 +64,7 @@ def loss(weights: Tensor, looks: Looks, importance: Tensor) -> Tensor:
     `weights` [F, CIRCUMSTANCES], `importance` [n]. A relevant item that is no candidate adds
     nothing, but counts in the mean.
     """
-    scores = (looks.values @ (looks.context @ weights.T)[..., None])[..., 0]
-    chances = scores.masked_fill(~looks.known, NEVER).log_softmax(1)
+    chances = sums(looks, weights).log_softmax(1)
     each = -(chances * looks.hits).sum(1) / looks.relevant.clamp(min=1)
     return (each * importance).sum() / importance.sum()
 

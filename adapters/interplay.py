@@ -66,6 +66,17 @@ def circumstances(meta: Meta, context: Tensor) -> Tensor | None:
     return context @ meta[TOLD].T if present(meta) else None
 
 
+def added(meta: Meta, values: Tensor, context: Tensor) -> Tensor:
+    """What the network adds to the scores of items with numbers [n, r, F]: [n, r].
+
+    `context` [n, C] are the users' circumstances. 0 without a network.
+    """
+    told = circumstances(meta, context)
+    if told is None:
+        return values.new_zeros(values.shape[:2])
+    return part(meta, values.transpose(1, 2), told)
+
+
 def part(meta: Meta, values: Tensor, told: Tensor) -> Tensor:
     """The network's part [n, r] of the scores of items with these numbers [n, F, r].
 

@@ -45,6 +45,12 @@ def look(meta: Meta, asked: Asked) -> Looks:
     )
 
 
+def sums(looks: Looks, weights: Tensor) -> Tensor:
+    """The weighted sums [n, C] of candidates, weights [F, CIRCUMSTANCES]; NEVER = no candidate."""
+    found = (looks.values @ (looks.context @ weights.T)[..., None])[..., 0]
+    return found.masked_fill(~looks.known, NEVER)
+
+
 def ndcg(looks: Looks, scores: Tensor) -> Tensor:
     """nDCG [n] at CUTOFF where the candidates are ordered by `scores` [n, C]."""
     k = min(CUTOFF, scores.shape[1])
@@ -52,10 +58,3 @@ def ndcg(looks: Looks, scores: Tensor) -> Tensor:
     best = scores.masked_fill(~looks.known, NEVER).topk(k).indices
     found = looks.hits.gather(1, best).float() @ discount[:k]
     return found / discount.cumsum(0)[looks.relevant.clamp(1, CUTOFF) - 1]
-
-
-def by_user(values: Tensor, users: Tensor) -> tuple[float, float]:
-    """Mean over users of their means, and its standard error."""
-    _, owner, count = torch.unique(users, return_inverse=True, return_counts=True)
-    means = torch.zeros(len(count)).index_add_(0, owner, values) / count
-    return float(means.mean()), float(means.std(unbiased=False)) / len(means) ** 0.5

@@ -146,10 +146,8 @@ def _evidence(
     scale[:, 0] = 0.0
     values = ranking.all_values(meta, prepared, view, rows)
     trend = features.trend(meta.config, prepared, features.seeds(view))
-    weights, rest = _weights(meta, view, trend), torch.zeros_like(scale)
-    told = interplay.circumstances(meta, rerank.circumstances(view, trend))
-    if told is not None:
-        rest = interplay.part(meta, values.transpose(1, 2), told)
+    weights = _weights(meta, view, trend)
+    rest = interplay.added(meta, values, rerank.circumstances(view, trend))
     values = values[..., : weights.shape[1]]
     scores = torch.bmm(values, weights[..., None])[..., 0] + rest
     above = ((scores[:, 1:] > scores[:, :1]) * scale[:, 1:].exp()).sum(1)

@@ -120,10 +120,9 @@ def contributions(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) 
     parts = values * rerank.weights(meta, view, trend)[:, None]
     age = experts.names(meta.config).index("age")
     parts[..., age] += rerank.optimism(meta, view, trend)[:, None] * _newness(prepared)[rows]
-    told = interplay.circumstances(meta, rerank.circumstances(view, trend))
-    if told is None:
+    if not interplay.present(meta):
         return parts
-    together = interplay.part(meta, values.transpose(1, 2), told)
+    together = interplay.added(meta, values, rerank.circumstances(view, trend))
     return torch.cat([parts, together[..., None]], 2)
 
 

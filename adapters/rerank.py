@@ -228,7 +228,7 @@ def _due(same: Tensor, lag: Tensor, count: Tensor) -> Tensor:
     if not same.shape[2]:
         return count
     first = torch.where(same, lag, -1.0).amax(2)
-    last = torch.where(same, lag, first.amax() + 1).amin(2)
+    last = torch.where(same, lag, float(same.shape[2])).amin(2)
     usual = (first - last + USUAL_LAG) / count.clamp(min=1)
     due = torch.log((last + LAG_FLOOR) / (usual + LAG_FLOOR))
     return torch.where(count > 0, due, 0.0)

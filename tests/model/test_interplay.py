@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,9 @@ from tests.model import planted
 SIZE = 200
 
 
-def world(config: ModelConfig | None = None) -> tuple[Meta, UserView, Catalogue, Shared]:
+def world() -> tuple[Meta, UserView, Catalogue, Shared]:
     """A model with a random second look and network, 40 users and what they can be shown."""
-    settings, generator = config or planted.config(), torch.Generator().manual_seed(7)
+    settings, generator = planted.config(), torch.Generator().manual_seed(7)
     meta, size = planted.model(settings), len(rerank.names(settings))
     weight = torch.randn(size, rerank.CIRCUMSTANCES, generator=generator)
     network = interplay.new_tensors(size, rerank.CIRCUMSTANCES, generator)
@@ -54,15 +53,12 @@ def looks(users: int, *, together: bool) -> Looks:
 
 def fitted(found: Looks, seed: int = 0) -> dict[str, Tensor]:
     """The network that is fitted to these requests, or none."""
-    return fit_interplay.fit(found, partial(fit_rerank.solve, weighting=0.5), 0.5, seed)
+    return fit_interplay.fit(found, fit_rerank.solve, 0.5, seed)
 
 
 def part(found: Looks, network: dict[str, Tensor]) -> Tensor:
     """What the network adds to the candidates' scores."""
-    meta = Meta(ModelConfig(), network)
-    told = interplay.circumstances(meta, found.context)
-    assert told is not None
-    return interplay.part(meta, found.values.transpose(1, 2), told)
+    return interplay.added(Meta(ModelConfig(), network), found.values, found.context)
 
 
 def test_its_part_is_what_the_formula_says() -> None:
