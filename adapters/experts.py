@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters import repeats
 from adapters.features import NEAREST
 from adapters.signals import (
     PAIR_HALF_LIFE,
@@ -112,6 +113,7 @@ class Prior:
     counts: Floats  # [N, H]
     neighbour_items: Ints  # [N, M], -1 = none
     neighbour_weights: Floats  # [N, M] normalised
+    returns: Floats | None = None  # [N, 2] of `repeats.returns`; None = training did not count them
 
 
 class Snapshotter:
@@ -229,7 +231,7 @@ def prior_from_log(
     times: Times,
     until: float,
 ) -> Prior:
-    """Popularity counts and co-visited items from training events before `until`.
+    """Popularity counts, co-visited items and returns from training events before `until`.
 
     The events are sorted by time, `size` is the number of catalogue rows. Neighbours are item-kNN:
     cosine of the sets of users with positive evidence, shrunk, the M best of each item.
@@ -241,7 +243,8 @@ def prior_from_log(
     mass = values[:, None] * decay((until - ends)[:, None], half)  # [m, H]
     counts = np.stack([np.bincount(rows, mass[:, h], size) for h in range(len(half))], 1)
     items, cosine = _item_knn(users, rows, size, config.neighbours)
-    return Prior(until, counts.astype(np.float32), items, cosine)
+    again = repeats.returns(users, rows, times, size)
+    return Prior(until, counts.astype(np.float32), items, cosine, again)
 
 
 KNN_HISTORY = 100

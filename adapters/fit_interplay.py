@@ -58,7 +58,7 @@ class _Data(NamedTuple):
     """Requests as the networks read them; n of them, C candidates."""
 
     values: Tensor  # [n, F, C] of mean 0 and spread 1
-    context: Tensor  # [n, CIRCUMSTANCES]
+    context: Tensor  # [n, HEARD]
     scores: Tensor  # [n, C] the weighted sum; NEVER = no candidate
     target: Tensor  # [n, C] 1 / relevant items for those that are relevant, else 0
     weight: Tensor  # [n] mean 1

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from adapters import experts, interplay, own_walk, own_weights, rerank
 from adapters.fit_history import History, per_user
-from adapters.looks import Looks, look, ndcg
+from adapters.looks import Looks, in_context, look, ndcg
 from adapters.own_walk import Requests
 from adapters.own_weights import KAPPA, KEEP, RATE, USUAL, VARIANCE, Evidence
 from adapters.signals import Ints
@@ -71,7 +71,7 @@ def _fitted(meta: Meta, history: History, users: Ints, judges: Ints) -> Meta:
     looks = Looks(*(torch.cat(column) for column in zip(*parts, strict=True)))
     ends, owners = history.seq.ends(events, "request"), history.seq.log.users[events]
     at, turns = requests.before(ends, owners), list(requests.turns(np.arange(len(found.good))))
-    shared = looks.context @ meta["rerank_weight"].T
+    shared = in_context(looks, meta["rerank_weight"])
     rest = interplay.added(meta, looks.values, looks.context)
     plain = ndcg(looks, _scores(looks, shared, rest))
     best, most = meta, 0.0

@@ -61,6 +61,18 @@ def keeping(meta: Meta, keep: Tensor) -> dict[str, Tensor]:
     return {READ: meta[READ] * functional.pad(keep, (0, rest), value=1.0)}
 
 
+def completed(tensors: dict[str, Tensor], numbers: int, context: int) -> dict[str, Tensor]:
+    """The network's tensors where it is deaf to `numbers` more at the end.
+
+    And to what is there of `context` circumstances beyond those that it knows.
+    """
+    if SAY not in tensors:
+        return {}
+    more = max(context - tensors[TOLD].shape[1], 0)
+    wider = dict.fromkeys((LOW, HIGH, READ), numbers) | {TOLD: more}
+    return {name: functional.pad(tensors[name], (0, more)) for name, more in wider.items()}
+
+
 def circumstances(meta: Meta, context: Tensor) -> Tensor | None:
     """What users' circumstances [n, C] add to each unit: [n, H]; None without a network."""
     return context @ meta[TOLD].T if present(meta) else None

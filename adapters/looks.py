@@ -23,7 +23,7 @@ class Looks(NamedTuple):
     hits: Tensor  # [n, C] bool: relevant
     known: Tensor  # [n, C] bool: candidates; the rest is padding
     relevant: Tensor  # [n] items that are relevant, in the candidates or not
-    context: Tensor  # [n, CIRCUMSTANCES]
+    context: Tensor  # [n, HEARD]
     users: Tensor  # [n]
     recency: Tensor  # [n]
 
@@ -39,15 +39,20 @@ def look(meta: Meta, asked: Asked) -> Looks:
         hits=((best[:, :, None] == wanted[:, None, :]) & (best >= 0)[:, :, None]).any(2),
         known=best >= 0,
         relevant=(wanted >= 0).sum(1),
-        context=rerank.circumstances(view, features.trend(meta.config, prepared, latest)),
+        context=rerank.heard(view, features.trend(meta.config, prepared, latest)),
         users=asked.users,
         recency=asked.recency,
     )
 
 
+def in_context(looks: Looks, weights: Tensor) -> Tensor:
+    """The weights [n, F] of requests in their circumstances, of weights [F, CIRCUMSTANCES]."""
+    return looks.context[:, : rerank.CIRCUMSTANCES] @ weights.T
+
+
 def sums(looks: Looks, weights: Tensor) -> Tensor:
     """The weighted sums [n, C] of candidates, weights [F, CIRCUMSTANCES]; NEVER = no candidate."""
-    found = (looks.values @ (looks.context @ weights.T)[..., None])[..., 0]
+    found = (looks.values @ in_context(looks, weights)[..., None])[..., 0]
     return found.masked_fill(~looks.known, NEVER)
 
 

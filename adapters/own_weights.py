@@ -147,7 +147,7 @@ def _evidence(
     values = ranking.all_values(meta, prepared, view, rows)
     trend = features.trend(meta.config, prepared, features.seeds(view))
     weights = _weights(meta, view, trend)
-    rest = interplay.added(meta, values, rerank.circumstances(view, trend))
+    rest = interplay.added(meta, values, rerank.heard(view, trend))
     values = values[..., : weights.shape[1]]
     scores = torch.bmm(values, weights[..., None])[..., 0] + rest
     above = ((scores[:, 1:] > scores[:, :1]) * scale[:, 1:].exp()).sum(1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from adapters import adapter, profiles
 from adapters.episodes import Log
 from adapters.impressions import Fates
+from adapters.repeats import DAY
 from adapters.signals import PREVIOUS, Bools, Ints
 from adapters.types import Block, Meta, State, Support, UserView
 
@@ -30,6 +31,9 @@ WINDOW = 64
 
 TOGETHER = 128
 """Users that one call of the adapter takes; all are padded to the longest history among them."""
+
+FAR = 10_000.0
+"""Days to where there is no event."""
 
 NEW = 86_400.0
 """Seconds since an item's first event for which it is new."""
@@ -129,8 +133,19 @@ def views(
         shown=_ignored(seq, events, ends),
         delta=torch.zeros(n, experts),
         told=None if seq.log.profiles is None else told_of(meta, seq, events),
+        days=None if mask_seen else _days(seq.log, past),
         repeats=not mask_seen,
     )
+
+
+def _days(log: Log, past: Ints) -> Tensor:
+    """Days from each of these events (places in the log, -1 = none) to the newest: [n, L].
+
+    By the calendar, as a record tells them.
+    """
+    day = np.where(past >= 0, log.times[np.maximum(past, 0)] // DAY, np.nan)
+    since = np.nan_to_num(day[:, :1] - day, nan=FAR).clip(0, FAR)
+    return torch.from_numpy(since.astype(np.float32))
 
 
 def _ignored(seq: Sequences, events: Ints, ends: Ints) -> Tensor:

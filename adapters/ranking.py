@@ -122,7 +122,7 @@ def contributions(meta: Meta, prepared: Prepared, view: UserView, rows: Tensor) 
     parts[..., age] += rerank.optimism(meta, view, trend)[:, None] * _newness(prepared)[rows]
     if not interplay.present(meta):
         return parts
-    together = interplay.added(meta, values, rerank.circumstances(view, trend))
+    together = interplay.added(meta, values, rerank.heard(view, trend))
     return torch.cat([parts, together[..., None]], 2)
 
 
@@ -204,7 +204,7 @@ def _plan(meta: Meta, prepared: Prepared, view: UserView) -> _Plan:
     if not rerank.fitted(meta):
         return _Plan(view, seeds, rest, weights, None, None, None)
     hope = rerank.optimism(meta, view, trend) if len(prepared.loans.rows) else None
-    told = interplay.circumstances(meta, rerank.circumstances(view, trend))
+    told = interplay.circumstances(meta, rerank.heard(view, trend))
     return _Plan(view, seeds, rest, weights, rerank.weights(meta, view, trend), hope, told)
 
 

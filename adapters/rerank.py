@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters import experts, interplay
-from adapters.features import AGAIN, Links, Prepared, Products, Seeds, columns_of, lend, shares
+from adapters import experts, interplay, repeats
+from adapters.features import Links, Prepared, Products, Seeds, columns_of, lend, shares
 from adapters.types import Meta, ModelConfig, UserView
 
 CANDIDATES = 64
@@ -31,16 +31,11 @@ NAMES = (
     "text_best",
     "covisit_prior_last",
     "covisit_stream_last",
-    "repeat_lately",
-    "repeat_count",
-    "repeat_last",
-    "repeat_days",
-    "repeat_weeks",
-    "repeat_due",
+    *repeats.NAMES,
 )
 """The features beside the experts: cosines of item vectors and texts, links of the latest item,
-and where items may come again, how often and how lately the user took them, and whether it is time
-again. New ones are added at the end: a model from before them gives them no weight."""
+and what `repeats` says. New ones are added at the end: a model from before them gives them no
+weight."""
 
 UNFITTED = {
     "near_last": 0.1,
@@ -52,27 +47,17 @@ UNFITTED = {
     "repeat_lately": 0.2,
     "repeat_count": 0.2,
     "repeat_last": 0.2,
-    "repeat_days": 0.0,
-    "repeat_weeks": 0.0,
-    "repeat_due": 0.0,
 }
-"""Weights of the features where none were fitted."""
-
-LATELY = 12.0
-"""Events after which one that is repeated counts half in `repeat_lately` and `repeat_last`."""
-
-HALF_DAYS = (3.0, 14.0)
-"""Days before the latest event at which one counts half in `repeat_days` and `repeat_weeks`."""
-
-USUAL_LAG, LAG_FLOOR = 40.0, 3.0
-"""Events from one time that an item is taken to the next where nothing is known, and events that
-are added to both sides of `repeat_due`: a basket has no order."""
+"""Weights of the features where none were fitted; those that are not here weigh nothing."""
 
 SETTLED = 16.0
 """Events after which weights may change in another way with every further one."""
 
 CIRCUMSTANCES = 7
 """Numbers that weights depend on; see `circumstances`."""
+
+HEARD = CIRCUMSTANCES + repeats.HABITS
+"""Numbers that `interplay` hears of a user; see `heard`. New ones are added at the end."""
 
 _WEIGHT = "rerank_weight"
 
@@ -93,19 +78,20 @@ def with_weights(weight: Tensor) -> dict[str, Tensor]:
 
 
 def completed(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors of a model from before some of NAMES were there: these weigh nothing in it."""
+    """The tensors of a model from before some numbers were there: these weigh nothing in it."""
     weight = tensors.get(_WEIGHT)
-    if weight is None or len(weight) >= len(names(config)):
+    if weight is None:
         return tensors
-    more = len(names(config)) - len(weight)
-    return {**tensors, **with_weights(functional.pad(weight, (0, 0, 0, more)))}
+    more = max(len(names(config)) - len(weight), 0)
+    whole = with_weights(functional.pad(weight, (0, 0, 0, more)))
+    return {**tensors, **whole, **interplay.completed(tensors, more, HEARD)}
 
 
 def default_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Weights where none were fitted: those of the mix, and a little for what is near."""
     start = experts.default_tensors(config)["expert_weight"][:, 0]
     weight = torch.zeros(len(names(config)), CIRCUMSTANCES)
-    weight[:, 0] = torch.cat([start, torch.tensor([UNFITTED[name] for name in NAMES])])
+    weight[:, 0] = torch.cat([start, torch.tensor([UNFITTED.get(name, 0.0) for name in NAMES])])
     return with_weights(weight)
 
 
@@ -152,6 +138,14 @@ def circumstances(view: UserView, trend: Tensor) -> Tensor:
     return torch.cat([plain, torch.stack([grown, begins, told], 1)], 1)
 
 
+def heard(view: UserView, trend: Tensor) -> Tensor:
+    """What the network hears of users: their circumstances, and how they repeat; [n, HEARD].
+
+    The sum does not: with so many weights it would learn by heart what few requests can tell.
+    """
+    return torch.cat([circumstances(view, trend), repeats.habits(view)], 1)
+
+
 def features(
     prepared: Prepared,
     view: UserView,
@@ -171,7 +165,7 @@ def features(
         torch.bmm(shares(latest)[:, None], found.near)[:, 0],
         (found.texts * liked).amax(1).clamp(min=0),
         *(_linked(prepared, links, latest, rows, memory) for links in prepared.links.values()),
-        *_repeats(view, rows),
+        *repeats.numbers(view, prepared.catalogue.returns, rows),
     ]
 
 
@@ -191,44 +185,3 @@ def _linked(
     memory.scatter_(1, columns, 0.0)
     memory[:, prepared.loans.rows] = 0.0
     return found
-
-
-def _repeats(view: UserView, rows: Tensor) -> tuple[Tensor, ...]:
-    """How often and how lately the user took each candidate, by events and by days: [n, C] each."""
-    if not view.repeats:
-        none = torch.zeros(rows.shape, device=rows.device)
-        return (none,) * 6
-    seen = view.seen[:, :AGAIN]
-    lag = torch.arange(seen.shape[1], device=rows.device, dtype=torch.float32)
-    fading = torch.exp2(-lag / LATELY)
-    same = rows[:, :, None] == seen[:, None, :]  # [n, C, L]
-    count = same.sum(2).float()
-    return (
-        (same * fading).sum(2),
-        count.log1p(),
-        (same * fading).amax(2),
-        *_decayed(view, rows),
-        _due(same, lag, count),
-    )
-
-
-def _decayed(view: UserView, rows: Tensor) -> list[Tensor]:
-    """How often the user took each candidate among the support set, fading with days: [n, C]."""
-    past = view.support
-    same = (rows[:, :, None] == past.items[:, None, :]) & (past.values > 0)[:, None]
-    days = ((past.times[:, :1] - past.times) / 86_400.0).clamp(min=0).float()
-    return [(same * torch.exp2(-days / half)[:, None]).sum(2).log1p() for half in HALF_DAYS]
-
-
-def _due(same: Tensor, lag: Tensor, count: Tensor) -> Tensor:
-    """Log of the events since an item was taken over those from one time to the next: [n, C].
-
-    Items taken once are taken for ones of USUAL_LAG. 0 for what was never taken.
-    """
-    if not same.shape[2]:
-        return count
-    first = torch.where(same, lag, -1.0).amax(2)
-    last = torch.where(same, lag, float(same.shape[2])).amin(2)
-    usual = (first - last + USUAL_LAG) / count.clamp(min=1)
-    due = torch.log((last + LAG_FLOOR) / (usual + LAG_FLOOR))
-    return torch.where(count > 0, due, 0.0)

@@ -113,6 +113,7 @@ class Catalogue:
     alive: Tensor  # [N] bool, False = deleted: never ranked, still usable as evidence
     prior_items: Tensor  # [N, M] int64 rows co-visited in training, -1 = none
     prior_weights: Tensor  # [N, M] float32
+    returns: Tensor  # [N, 2] float32 of `repeats.returns` in training, 0 = nothing known
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class UserView:
     shown: Tensor  # [n, R] int64 rows shown and not acted on, -1 = none; repeats add up
     delta: Tensor  # [n, E] float32 the user's own expert weights
     told: Tensor | None = None  # [n] bool: began with a profile that says something; None = nobody
+    days: Tensor | None = None  # [n, L] float32 from each of `seen` to the newest; with `repeats`
     hidden: Tensor | None = None  # [n, X] int64 rows never to be ranked, -1 = none
     repeats: bool = False  # whether seen items are ranked again; `seen` then names each event
 

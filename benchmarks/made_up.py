@@ -104,7 +104,7 @@ def model(known: Sequence[Item], config: ModelConfig, seed: int) -> tuple[Meta, 
         **adapter.new_tensors(config, generator),
         **experts.default_tensors(config),
         **rerank.default_tensors(config),
-        **interplay.new_tensors(len(rerank.names(config)), rerank.CIRCUMSTANCES, generator),
+        **interplay.new_tensors(len(rerank.names(config)), rerank.HEARD, generator),
     }
     weight = tensors["expert_weight"]
     tensors["expert_weight"] = weight + 0.02 * torch.randn(weight.shape, generator=generator)

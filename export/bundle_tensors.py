@@ -68,6 +68,8 @@ def write_items(items: Items, path: Path) -> None:
         "prior.neighbour_items": items.prior.neighbour_items.astype(np.int32),
         "prior.neighbour_weights": items.prior.neighbour_weights,
     }
+    if items.prior.returns is not None:
+        columns["prior.returns"] = items.prior.returns
     if items.dense is not None:
         columns["dense"] = items.dense
     labels = {"dense_field": items.dense_field} if items.dense_field else None
@@ -121,6 +123,7 @@ def _prior(columns: dict[str, NDArray[Any]]) -> Prior:
         columns["prior.counts"],
         columns["prior.neighbour_items"].astype(np.int64),
         columns["prior.neighbour_weights"],
+        columns.get("prior.returns"),
     )
 
 

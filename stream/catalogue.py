@@ -260,6 +260,8 @@ class CatalogueTable:
             "prior_items": torch.from_numpy(items.prior.neighbour_items),
             "prior_weights": torch.from_numpy(items.prior.neighbour_weights),
         }
+        if items.prior.returns is not None:
+            prior["returns"] = torch.from_numpy(items.prior.returns)
         for name, values in prior.items():
             self._tensors[name][: len(rows)] = values.to(self._device)
 
@@ -289,4 +291,5 @@ def _blank(meta: Meta, n: int, device: str) -> dict[str, Tensor]:
         "alive": torch.zeros(n, dtype=torch.bool, device=device),
         "prior_items": torch.full((n, width), -1, dtype=torch.int64, device=device),
         "prior_weights": torch.zeros(n, width, device=device),
+        "returns": torch.zeros(n, 2, device=device),
     }

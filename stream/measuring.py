@@ -242,4 +242,10 @@ def known_at(
         catalogue,
         prior_items=torch.from_numpy(fresh.neighbour_items),
         prior_weights=torch.from_numpy(fresh.neighbour_weights),
+        returns=_returns(fresh, catalogue),
     )
+
+
+def _returns(prior: Prior, catalogue: Catalogue) -> Tensor:
+    """Those of a prior for the catalogue's rows [N, 2]."""
+    return catalogue.returns if prior.returns is None else torch.from_numpy(prior.returns)

@@ -108,6 +108,7 @@ class Recommender:
             shown=torch.where(mask[:, None], -1, view.shown),
             delta=torch.where(mask[:, None], 0.0, view.delta),
             told=None if view.told is None else view.told & ~mask,
+            days=view.days,
             repeats=view.repeats,
         )
 

@@ -107,7 +107,7 @@ def untrained_model(
         **profiles.new_tensors(read, None),
         **experts.default_tensors(config),
         **rerank.default_tensors(config),
-        **interplay.new_tensors(len(rerank.names(config)), rerank.CIRCUMSTANCES, generator),
+        **interplay.new_tensors(len(rerank.names(config)), rerank.HEARD, generator),
     }
     half_lives, width = len(config.half_lives), config.neighbours
     prior = Prior(

@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters import own_weights, profiles
+from adapters.positions import FAR
 from adapters.types import Support, UserView
 from stream import config, user_state
 from stream.serving import Serving
 from stream.user_state import Records
 
 Ints = NDArray[np.int64]
+
+_DAY_MS = 86_400_000
 
 
 class Viewer:
@@ -30,6 +33,7 @@ class Viewer:
         support = records["support"]
         width = max(1, int((support["item"] != 0).sum(1).max(initial=0)))
         rows = serving.table.rows_of(support["item"][:, :width])
+        seen = self._seen(records, rows)
         return UserView(
             interests=interests,
             shots=self.tensor(records["shots"].astype(np.int64)),
@@ -38,12 +42,13 @@ class Viewer:
                 values=self.tensor(support["value"][:, :width].copy()),
                 times=self.tensor(support["time"][:, :width] / 1000.0),
             ),
-            seen=self.tensor(self._seen(records, rows)),
+            seen=self.tensor(seen),
             shown=self.tensor(
                 _at_least_one(serving.table.rows_of_low(user_state.shown_hashes(records)))
             ),
             delta=self.delta(records),
             told=self._told(records),
+            days=None if self._settings.exclude_seen else self.tensor(_days(records, seen)),
             repeats=not self._settings.exclude_seen,
         )
 
@@ -71,6 +76,15 @@ class Viewer:
             values = records["support"]["value"][:, : support_rows.shape[1]]
             support_rows = np.where(values > 0, support_rows, -1)
         return np.concatenate([support_rows, older], axis=1)
+
+
+def _days(records: Records, seen: Ints) -> NDArray[np.float32]:
+    """Days by the calendar from each of the events `seen` [n, L] to the newest."""
+    held = records["support"][:, : seen.shape[1]]
+    day = np.where(held["item"] != 0, held["time"] // _DAY_MS, np.iinfo(np.int64).min // 2)
+    found = np.full(seen.shape, FAR, np.float32)
+    found[:, : held.shape[1]] = np.clip(day[:, :1] - day, 0, FAR)
+    return found
 
 
 def _at_least_one(rows: Ints) -> Ints:

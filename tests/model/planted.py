@@ -46,6 +46,7 @@ def catalogue(settings: ModelConfig, size: int, prior: Prior | None = None) -> C
         alive=torch.ones(size, dtype=torch.bool),
         prior_items=none if prior is None else torch.from_numpy(prior.neighbour_items),
         prior_weights=zero if prior is None else torch.from_numpy(prior.neighbour_weights),
+        returns=torch.zeros(size, 2),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapters import evaluate, experts, fit_interplay, fit_rerank, interplay, ranking, rerank
 from adapters.features import prepare
-from adapters.looks import Looks, ndcg
+from adapters.looks import Looks, ndcg, sums
 from adapters.types import Catalogue, Meta, ModelConfig, Shared, UserView
 from export import bundle_tensors
 from tests.model import planted
@@ -24,7 +24,7 @@ def world() -> tuple[Meta, UserView, Catalogue, Shared]:
     settings, generator = planted.config(), torch.Generator().manual_seed(7)
     meta, size = planted.model(settings), len(rerank.names(settings))
     weight = torch.randn(size, rerank.CIRCUMSTANCES, generator=generator)
-    network = interplay.new_tensors(size, rerank.CIRCUMSTANCES, generator)
+    network = interplay.new_tensors(size, rerank.HEARD, generator)
     network[interplay.SAY] *= 20
     tensors = {**meta.tensors, **rerank.with_weights(weight), **network}
     catalogue, shared = planted.catalogue(settings, SIZE), planted.shared(settings, SIZE)
@@ -38,7 +38,7 @@ def looks(users: int, *, together: bool) -> Looks:
     values = torch.randn(n, 16, len(rerank.names(ModelConfig())), generator=generator)
     utility = 3 * values[..., 0] * values[..., 1] if together else values[..., 0]
     taken = (utility - torch.rand(n, 16, generator=generator).log().neg().log()).argmax(1)
-    context = torch.zeros(n, rerank.CIRCUMSTANCES)
+    context = torch.zeros(n, rerank.HEARD)
     context[:, 0] = 1.0
     return Looks(
         values=values,
@@ -118,7 +118,7 @@ def test_it_finds_what_a_sum_cannot_say() -> None:
     network = fitted(train)
     assert network
     weights = fit_rerank.solve(train, 0.5)
-    plain = torch.bmm(test.values, (test.context @ weights.T)[..., None])[..., 0]
+    plain = sums(test, weights)
     better, before = ndcg(test, plain + part(test, network)), ndcg(test, plain)
     assert float(better.mean()) > 1.2 * float(before.mean())
 

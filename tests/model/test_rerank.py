@@ -40,7 +40,7 @@ def looked(view: UserView, rows: list[int]) -> tuple[torch.Tensor, features.Prep
     return found[0, :, -len(rerank.NAMES) :], prepared
 
 
-def with_events(items: list[int], values: list[float], *, repeats: bool = False) -> UserView:
+def with_events(items: list[int], values: list[float]) -> UserView:
     """One user with these events, newest first."""
     _, view, _, _ = world()
     one = ranking.select(view, slice(0, 1))
@@ -48,7 +48,7 @@ def with_events(items: list[int], values: list[float], *, repeats: bool = False)
     one.support.items[0, : len(items)] = torch.tensor(items)
     one.support.values[0, : len(items)] = torch.tensor(values)
     seen = torch.tensor([items]) if items else one.seen[:, :0]
-    return replace(one, shots=torch.tensor([len(items)]), seen=seen, repeats=repeats)
+    return replace(one, shots=torch.tensor([len(items)]), seen=seen)
 
 
 def test_nearness_is_the_cosine_to_what_was_liked() -> None:
@@ -77,35 +77,6 @@ def test_links_are_those_of_the_latest_item_alone() -> None:
     assert float(linked[0]) == pytest.approx(float(expected))
     disliked, _ = looked(with_events([10, 11], [-1.0, 1.0]), rows)
     assert not disliked[:, PLACE["covisit_stream_last"]].any()
-
-
-def test_repeats_count_where_items_may_come_again() -> None:
-    """How often and how lately are told from the events; where nothing repeats they are 0."""
-    events = [30, 31, 30, 32]
-    again, _ = looked(with_events(events, [1.0] * 4, repeats=True), [30, 32, 33])
-    count, last = again[:, PLACE["repeat_count"]], again[:, PLACE["repeat_last"]]
-    torch.testing.assert_close(count, torch.tensor([2.0, 1.0, 0.0]).log1p())
-    torch.testing.assert_close(last, torch.tensor([1.0, 2 ** (-3 / rerank.LATELY), 0.0]))
-    assert again[0, PLACE["repeat_lately"]] == pytest.approx(1 + 2 ** (-2 / rerank.LATELY))
-    due = again[:, PLACE["repeat_due"]]
-    usual = (2 + rerank.USUAL_LAG) / 2 + rerank.LAG_FLOOR  # taken twice, two events apart
-    first = torch.log(torch.tensor(rerank.LAG_FLOOR / usual))
-    later = (3 + rerank.LAG_FLOOR) / (rerank.USUAL_LAG + rerank.LAG_FLOOR)
-    torch.testing.assert_close(due, torch.stack([first, torch.tensor(later).log(), first * 0]))
-    once, _ = looked(with_events(events, [1.0] * 4), [30, 32, 33])
-    assert not once[:, PLACE["repeat_lately"] :].any()
-
-
-def test_repeats_fade_with_days() -> None:
-    """What was taken days before the latest event counts for less, a dislike for nothing."""
-    view = with_events([30, 31, 30, 32], [1.0, 1.0, 1.0, -1.0], repeats=True)
-    view.support.times[0, :4] = (
-        BEGIN - torch.tensor([0.0, 3.0, 14.0, 14.0], dtype=torch.float64) * DAY
-    )
-    found, _ = looked(view, [30, 31, 32])
-    days, weeks = found[:, PLACE["repeat_days"]], found[:, PLACE["repeat_weeks"]]
-    torch.testing.assert_close(days, torch.tensor([1 + 2 ** (-14 / 3), 0.5, 0.0]).log1p())
-    torch.testing.assert_close(weeks, torch.tensor([1.5, 2 ** (-3 / 14), 0.0]).log1p())
 
 
 def test_candidates_come_from_the_mix_and_their_order_from_the_second_look() -> None:

@@ -215,6 +215,7 @@ def catalogue(model: Trained, created: float = float("nan")) -> Catalogue:
         alive=torch.ones(ITEMS, dtype=torch.bool),
         prior_items=none,
         prior_weights=torch.zeros(none.shape),
+        returns=torch.zeros(ITEMS, 2),
     )
 
 
