@@ -94,7 +94,11 @@ def read_items(path: Path) -> Items:
     except (KeyError, IndexError, ValueError) as error:
         raise BundleRefused(f"{path} lacks {error}") from None
     lengths = {len(c) for c in (items.content, items.text, items.attributes, items.id_rows)}
-    if lengths | {len(items.prior.counts), len(items.prior.neighbour_items)} != {len(items)}:
+    prior = items.prior
+    lengths |= {
+        len(c) for c in (prior.counts, prior.neighbour_items, prior.returns) if c is not None
+    }
+    if lengths != {len(items)}:
         raise BundleRefused(f"{path}: columns of different lengths")
     return items
 

@@ -208,6 +208,11 @@ class Ranking(Section):
     expires_hours: float = Field(24.0, gt=0, description="after so long a list is not to be used")
     control_share: float = Field(0.0, ge=0, le=0.5, description="users without adaptation, by hash")
 
+    @property
+    def repeats(self) -> bool:
+        """Whether items that a user acted on may come again."""
+        return not self.exclude_seen
+
 
 class Model(Section):
     """Where the model comes from and where it runs."""

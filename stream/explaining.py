@@ -88,7 +88,7 @@ class Explainer:
     def __init__(self, settings: Settings, serving: Serving) -> None:
         self.serving = serving
         self._recommender = Recommender(settings, serving, lambda: 0.0)
-        self._layout = Layout.of(serving.meta.config)
+        self._layout = Layout.of(serving.meta.config, repeats=settings.ranking.repeats)
         self._model = user_state.hash_id(serving.version)
         self._names = ranking.names(serving.meta)
         self._actions = serving.meta.config.actions

@@ -77,7 +77,7 @@ class Learner:
     def __init__(self, settings: Settings, serving: Serving) -> None:
         self._settings = settings
         self._serving = serving
-        self._layout = Layout.of(serving.meta.config)
+        self._layout = Layout.of(serving.meta.config, repeats=settings.ranking.repeats)
         own = own_weights.active(serving.meta)
         self._own = OwnWeights(settings, serving) if own else None
         self._model = xxhash.xxh3_64_intdigest(serving.version.encode())
@@ -241,7 +241,7 @@ class Learner:
         rows = self._serving.rows(block)
         self._observe(users, part, block, rows, before)
         state = self._state(before)
-        repeats = not self._settings.ranking.exclude_seen
+        repeats = self._settings.ranking.repeats
         after = user_state.fold_events(before, block, repeats=repeats)
         learned = block.mask.any(1)
         done = self._layout.set_adapter(after, self._step(users, state, block, rows))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adapters import baselines, evaluate
 from adapters.episodes import Log
@@ -68,7 +69,7 @@ class Measure:
             "from": self.start,
             "positions": self.positions,
             "horizon": self.horizon,
-            "repeats": not self.settings.ranking.exclude_seen,
+            "repeats": self.settings.ranking.repeats,
             "label_delay": self.label_delay,
             "partitions": self.partitions,
             "signal_delay": self.signal_delay,
@@ -121,7 +122,7 @@ def catalogue_of(
 
 def _asked(request: Measure, columns: Columns) -> Options:
     """How the lists are judged, by what was asked for."""
-    ranking, repeats = request.settings.ranking, not request.settings.ranking.exclude_seen
+    ranking, repeats = request.settings.ranking, request.settings.ranking.repeats
     served = (ranking.diversity,) if ranking.diversity > 0 else ()
     return Options(
         k=max(CUTOFFS),

@@ -50,7 +50,7 @@ def recipe(settings: config.Settings, device: str = "cpu") -> Recipe:
             usual.draw,
             batch=learning.batch,
             horizon=learning.horizon,
-            repeat=not settings.ranking.exclude_seen,
+            repeat=settings.ranking.repeats,
         ),
     )
 

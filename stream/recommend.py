@@ -32,7 +32,7 @@ class Recommender:
         self._serving = serving
         self._viewer = Viewer(settings.ranking, serving)
         self._clock = clock
-        self._layout = Layout.of(serving.meta.config)
+        self._layout = Layout.of(serving.meta.config, repeats=settings.ranking.repeats)
 
     def lists(
         self, names: Sequence[str], records: Records, causes: Sequence[Cause | None]

@@ -56,7 +56,7 @@ class Replayer:
         self._settings = settings
         self._serving = serving
         self._learner = Learner(settings, serving)
-        self._layout = Layout.of(serving.meta.config)
+        self._layout = Layout.of(serving.meta.config, repeats=settings.ranking.repeats)
         self._partitions = partitions
         self._known_since = known_since
         self._condemned = frozenset(condemned)

@@ -35,7 +35,7 @@ class ServedModel:
         self.serving = serving
         self.version = serving.version
         self.hash = hash_id(serving.version)  # as records name the model
-        self.layout = Layout.of(serving.meta.config)
+        self.layout = Layout.of(serving.meta.config, repeats=settings.ranking.repeats)
         self.learner = Learner(settings, serving)
         self.recommender = Recommender(settings, serving, clock)
 

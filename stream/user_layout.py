@@ -11,10 +11,14 @@ events come last, and trailing zeros are not stored. Numbers are little-endian.
 | adapter | the fields that `adapters.adapter.fields` names, in their storage types |
 | impressions | the last 32 items shown: low half of the hash, seconds, status; newest first |
 | support | the last S events: item, event id, time, evidence, action; newest first |
-| seen | low halves of the hashes of older items; a ring |
+| seen | low halves of the hashes of older items; a ring. In format 3 with the low bytes of days |
 
 Items and events are 64-bit hashes of their ids; 0 means empty. A record of other dimensions keeps
-everything but the adapter, which is to be rebuilt from the support set.
+everything but the adapter, which is to be rebuilt from the support set; one of another format and
+the same dimensions keeps that, too.
+
+Format 3 is written where items may come again, and holds fewer older items for the sake of their
+days. Else format 2 is: when an item was taken says nothing once it is never shown again.
 """
 
 from __future__ import annotations
@@ -38,11 +42,12 @@ Records = NDArray[np.void]
 """Records of n users, [n], with the fields of `Layout.dtype`. Never changed in place."""
 
 MAGIC = 0x49
-VERSION = 2
-BEFORE_PROFILES = 1
-"""The format before, which is read, too."""
+BEFORE_PROFILES, VERSION, WITH_DAYS = 1, 2, 3
+"""The formats, all of which are read."""
 
 MAX_BYTES = 6_000
+DAY_MS = 86_400_000
+DAY_BITS = 255
 IMPRESSIONS = RING
 HAS_ADAPTER = 1
 """Flag: the record holds an adapter. Without it the adapter is the model's start."""
@@ -73,6 +78,10 @@ EVENT = np.dtype(
     [("item", "<u8"), ("event", "<u8"), ("time", "<i8"), ("value", "<f4"), ("action", "u1")]
 )
 
+SEEN = np.dtype([("item", "<u4")])
+SEEN_ON = np.dtype([("item", "<u4"), ("day", "u1")])
+"""An older item; the day is that of the event in UTC since 1970, modulo 256."""
+
 _HEAD = struct.Struct("<BBHIIH")  # the part of the header that a layout determines
 _MEMORY_TYPES = {torch.float16: torch.float32, torch.int32: torch.int64}
 
@@ -81,7 +90,7 @@ class Layout:
     """Where the fields of a record are, for a model's dimensions."""
 
     def __init__(
-        self, config: ModelConfig, adapter_fields: Mapping[str, Field], experts: int
+        self, config: ModelConfig, adapter_fields: Mapping[str, Field], experts: int, *, days: bool
     ) -> None:
         self._fields = dict(adapter_fields)
         state = np.dtype(
@@ -98,20 +107,26 @@ class Layout:
             ("support", EVENT, (config.support,)),
         ]
         used = np.dtype(parts).itemsize
-        self.seen = max(_MIN_SEEN, min(_MAX_SEEN, (MAX_BYTES - used) // 4))
-        rest = -(used + 4 * self.seen) % 8  # so that a record is a whole number of words
-        self.dtype = np.dtype([*parts, ("seen", "<u4", (self.seen,)), ("rest", "u1", (rest,))])
+        entry = _entry(WITH_DAYS if days else VERSION)
+        self.seen = _places(used, entry)
+        rest = -(used + entry.itemsize * self.seen) % 8  # so that a record is whole words
+        self.dtype = np.dtype([*parts, ("seen", entry, (self.seen,)), ("rest", "u1", (rest,))])
         meaning = repr((config.kind, state.descr, experts, config.support))
-        fingerprint = xxhash.xxh32_intdigest(meaning.encode())
+        self._fingerprint = xxhash.xxh32_intdigest(meaning.encode())
         self._head = _HEAD.pack(
-            MAGIC, VERSION, experts, fingerprint, state.itemsize, config.support
+            MAGIC,
+            WITH_DAYS if days else VERSION,
+            experts,
+            self._fingerprint,
+            state.itemsize,
+            config.support,
         )
         self._fresh = self._head.ljust(self.dtype.itemsize, b"\0")
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Layout:
-        """The layout for a model of this configuration."""
-        return cls(config, adapter.fields(config), len(experts.names(config)))
+    def of(cls, config: ModelConfig, *, repeats: bool = False) -> Layout:
+        """The layout for a model of this configuration; with `repeats` items may come again."""
+        return cls(config, adapter.fields(config), len(experts.names(config)), days=repeats)
 
     # -- bytes --------------------------------------------------------------------------------
 
@@ -173,30 +188,51 @@ class Layout:
     # -- other dimensions ---------------------------------------------------------------------
 
     def _adopt(self, record: bytes) -> bytes:
-        """A record of other dimensions in this layout, without its adapter."""
+        """A record of other dimensions, without its adapter, or of another format."""
         if self._broken(record):
             raise StateError("a record of the state topic is no user record")
-        if record[1] not in (BEFORE_PROFILES, VERSION):
+        if record[1] not in (BEFORE_PROFILES, VERSION, WITH_DAYS):
             raise StateError(
-                f"a user record has format {record[1]}, this version reads {VERSION}",
+                f"a user record has format {record[1]}, this version reads up to {WITH_DAYS}",
                 remedy="Run the version of Innerloop that wrote it.",
             )
-        _, version, count, _, adapter_bytes, places = _HEAD.unpack_from(record)
+        _, version, count, fingerprint, adapter_bytes, places = _HEAD.unpack_from(record)
         told = 0 if version == BEFORE_PROFILES else ATTRIBUTES * PROFILE.itemsize
         new = np.frombuffer(self._fresh, self.dtype).copy()
         header = np.frombuffer(record, HEADER, 1)
         for name in ("remembered", "state_version", "shots", "first_time", "last_time", "model"):
             new[name] = header[name]
-        _, delta, profile, _, impressions, support, seen = _split(
-            record, HEADER.itemsize, 4 * count, told, adapter_bytes, places
-        )
+        used = _used(HEADER.itemsize, 4 * count, told, adapter_bytes, places)
+        _, delta, profile, state, impressions, support, seen = _split(record, used)
+        if fingerprint == self._fingerprint:
+            new["adapter"] = _padded(state, new["adapter"].dtype, 1)
+            new["flags"] = header["flags"]
         if count == self.experts:
             new["delta"] = _padded(delta, "<f4", count)
         new["profile"] = _padded(profile, PROFILE, ATTRIBUTES)
         new["impressions"] = _padded(impressions, IMPRESSION, IMPRESSIONS)
         new["support"] = _padded(support, EVENT, self.support)
-        new["seen"] = _padded(seen, "<u4", self.seen)
+        entry = _entry(version)
+        self._take_over(new, _padded(seen, entry, _places(sum(used), entry)))
         return new.tobytes()
+
+    def _take_over(self, new: Records, ring: NDArray[Any]) -> None:
+        """Put the newest items of another ring into that of one record [1], in their places.
+
+        Where it holds no days they count as taken on that of the oldest event in the support set.
+        """
+        last = int(new["remembered"][0]) - 1
+        back = last - np.arange(min(last + 1, len(ring), self.seen))
+        to, taken = back % self.seen, ring[back % len(ring)]
+        new["seen"]["item"][0, to] = taken["item"]
+        if not has_days(new):
+            return
+        support = new["support"][0]
+        oldest = max(np.count_nonzero(support["item"]) - 1, 0)
+        known = "day" in (ring.dtype.names or ())
+        new["seen"]["day"][0, to] = (
+            taken["day"] if known else days_of(support["time"][oldest]) & DAY_BITS
+        )
 
     def _broken(self, record: bytes) -> bool:
         """Not a record, or one of these dimensions that is longer than it can be."""
@@ -244,18 +280,35 @@ def _stored(dtype: torch.dtype) -> np.dtype[Any]:
     return torch.empty(0, dtype=dtype).numpy().dtype.newbyteorder("<")
 
 
-def _split(
-    record: bytes, header: int, delta: int, profile: int, adapter_bytes: int, places: int
-) -> list[bytes]:
+def days_of(times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Days in UTC since 1970 of times in ms, in their shape."""
+    return np.asarray(times) // DAY_MS
+
+
+def has_days(records: Records) -> bool:
+    """Whether these records tell the days of older items."""
+    return "day" in (records.dtype["seen"].base.names or ())
+
+
+def _entry(version: int) -> np.dtype[Any]:
+    return SEEN_ON if version == WITH_DAYS else SEEN
+
+
+def _places(used: int, entry: np.dtype[Any]) -> int:
+    """Room in the ring for such entries, beside `used` bytes of the other parts."""
+    return max(_MIN_SEEN, min(_MAX_SEEN, (MAX_BYTES - used) // entry.itemsize))
+
+
+def _used(
+    header: int, delta: int, profile: int, adapter_bytes: int, places: int
+) -> tuple[int, ...]:
+    """Bytes of the parts of a record before the ring."""
+    rest = IMPRESSIONS * IMPRESSION.itemsize, places * EVENT.itemsize
+    return (header, delta, profile, adapter_bytes, *rest)
+
+
+def _split(record: bytes, sizes: Sequence[int]) -> list[bytes]:
     """The parts of a record by their sizes; the ring of seen items is the rest."""
-    sizes = (
-        header,
-        delta,
-        profile,
-        adapter_bytes,
-        IMPRESSIONS * IMPRESSION.itemsize,
-        places * EVENT.itemsize,
-    )
     parts, at = [], 0
     for size in sizes:
         parts.append(record[at : at + size])

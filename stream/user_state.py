@@ -17,6 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from stream.user_layout import (
+    DAY_BITS,
     EVENT,
     HAS_ADAPTER,
     IMPRESSIONS,
@@ -24,7 +25,9 @@ from stream.user_layout import (
     Layout,
     Records,
     copied,
+    days_of,
     has_adapter,
+    has_days,
     needs_rebuild,
     picked,
     put,
@@ -56,6 +59,7 @@ __all__ = [
     "profile_buckets",
     "put",
     "resolve_impressions",
+    "seen_days",
     "seen_hashes",
     "shown_hashes",
     "stamp",
@@ -73,6 +77,9 @@ USER = b"u"
 
 PENDING, IGNORED = 1, 2
 """Status of an impression: waiting for the feedback window, or shown and not acted on."""
+
+LATE = 32
+"""Days by which an older item may be newer than the one after it in the ring."""
 
 _LAST_SECOND = 2**32 - 1
 _MINUTE_MS = 60_000
@@ -192,11 +199,17 @@ def older_seen(records: Records) -> Halves:
 
     The one that left last comes first.
     """
+    places, there = _ring(records)
+    found = np.take_along_axis(records["seen"]["item"], places, 1)
+    return np.where(there, found, np.uint32(0))
+
+
+def _ring(records: Records) -> tuple[Ints, Bools]:
+    """Places [n, L] in the ring, the newest first, and which of them hold an item."""
     size = records["seen"].shape[1]
     put = records["remembered"].astype(np.int64)[:, None]
     back = put - 1 - np.arange(min(int(put.max(initial=0)), size))
-    found = np.take_along_axis(records["seen"], back % size, 1)
-    return np.where(back >= 0, found, np.uint32(0))
+    return back % size, back >= 0
 
 
 def seen_hashes(records: Records) -> Halves:
@@ -205,6 +218,26 @@ def seen_hashes(records: Records) -> Halves:
     width = int((support["item"] != 0).sum(1).max(initial=0))
     recent = low_half(support["item"][:, :width])
     return np.concatenate([recent, older_seen(records)], axis=1)
+
+
+def seen_days(records: Records) -> Ints:
+    """Days by the calendar (UTC) from each of `seen_hashes` to the newest event: [n, L], L > 0.
+
+    Older items keep their day modulo 256: each is taken to be as little as possible before the
+    next one, or up to LATE days after it, as late events are. What holds no item has any number.
+    The records are those of a layout with `repeats`.
+    """
+    support = records["support"]
+    count = (support["item"] != 0).sum(1)
+    recent = days_of(support["time"][:, : max(int(count.max(initial=0)), 1)])
+    oldest = np.take_along_axis(recent, np.maximum(count - 1, 0)[:, None], 1)
+    places, _ = _ring(records)
+    older = np.take_along_axis(records["seen"]["day"], places, 1).astype(np.int64)
+    steps = -np.diff(older, axis=1, prepend=oldest & DAY_BITS)
+    back = (((steps + LATE) & DAY_BITS) - LATE).cumsum(1)
+    newest = recent[:, :1]
+    since = np.concatenate([newest - recent, newest - oldest + back], axis=1)
+    return np.asarray(np.maximum(since, 0))
 
 
 def _raw(entries: NDArray[np.void]) -> NDArray[np.void]:
@@ -254,22 +287,26 @@ def _remember(new: Records, line: NDArray[np.void], evicted: Bools, repeats: boo
     if not len(good):
         return
     user, item = good // line.shape[1], line["item"].reshape(-1)[good]
-    low = low_half(item)
+    low, day = low_half(item), days_of(line["time"].reshape(-1)[good]) & DAY_BITS
     if not repeats:
-        user, low = _unknown(new, user, item, low)
-    place = new["remembered"][user].astype(np.int64) + _rank(user)
-    new["seen"][user, place % new["seen"].shape[1]] = low
+        kept = _unknown(new, user, item, low)
+        user, low, day = user[kept], low[kept], day[kept]
+    place = (new["remembered"][user].astype(np.int64) + _rank(user)) % new["seen"].shape[1]
+    new["seen"]["item"][user, place] = low
+    if has_days(new):
+        new["seen"]["day"][user, place] = day
     new["remembered"] += np.bincount(user, minlength=len(new)).astype(np.uint64)
 
 
-def _unknown(new: Records, user: Ints, item: Hashes, low: Halves) -> tuple[Ints, Halves]:
-    """Those of the items that are neither in the support set nor in the ring, each once."""
+def _unknown(new: Records, user: Ints, item: Hashes, low: Halves) -> Ints:
+    """Places of those items [m] that are neither in the support set nor in the ring, each once."""
     support = new["support"][user]
-    known = (new["seen"][user] == low[:, None]).any(1)
+    known = (new["seen"]["item"][user] == low[:, None]).any(1)
     known |= (support["item"] == item[:, None]).any(1)
-    pairs = (user.astype(np.uint64) << np.uint64(32) | low)[~known]
+    rest = np.flatnonzero(~known)
+    pairs = (user.astype(np.uint64) << np.uint64(32) | low)[rest]
     _, first = np.unique(pairs, return_index=True)
-    return user[~known][np.sort(first)], low[~known][np.sort(first)]
+    return np.asarray(rest[np.sort(first)])
 
 
 def _rank(groups: Ints) -> Ints:

@@ -16,8 +16,6 @@ from stream.user_state import Records
 
 Ints = NDArray[np.int64]
 
-_DAY_MS = 86_400_000
-
 
 class Viewer:
     """Reads records as ranking does."""
@@ -48,8 +46,8 @@ class Viewer:
             ),
             delta=self.delta(records),
             told=self._told(records),
-            days=None if self._settings.exclude_seen else self.tensor(_days(records, seen)),
-            repeats=not self._settings.exclude_seen,
+            days=self.tensor(_days(records, seen)) if self._settings.repeats else None,
+            repeats=self._settings.repeats,
         )
 
     def delta(self, records: Records) -> Tensor:
@@ -72,7 +70,7 @@ class Viewer:
         In any way, liked or not, where they are not ranked again; else those that were liked.
         """
         older = self._serving.table.rows_of_low(user_state.older_seen(records))
-        if not self._settings.exclude_seen:
+        if self._settings.repeats:
             values = records["support"]["value"][:, : support_rows.shape[1]]
             support_rows = np.where(values > 0, support_rows, -1)
         return np.concatenate([support_rows, older], axis=1)
@@ -80,11 +78,8 @@ class Viewer:
 
 def _days(records: Records, seen: Ints) -> NDArray[np.float32]:
     """Days by the calendar from each of the events `seen` [n, L] to the newest."""
-    held = records["support"][:, : seen.shape[1]]
-    day = np.where(held["item"] != 0, held["time"] // _DAY_MS, np.iinfo(np.int64).min // 2)
-    found = np.full(seen.shape, FAR, np.float32)
-    found[:, : held.shape[1]] = np.clip(day[:, :1] - day, 0, FAR)
-    return found
+    days = user_state.seen_days(records)
+    return np.where(seen >= 0, days, FAR).clip(0, FAR).astype(np.float32)
 
 
 def _at_least_one(rows: Ints) -> Ints:

@@ -68,7 +68,7 @@ def _described(settings: Settings, user: str, value: bytes) -> dict[str, Any]:
     from stream.user_state import Layout, hash_id, support_events
 
     model, version = _model(settings, user)
-    layout = Layout.of(model)
+    layout = Layout.of(model, repeats=settings.ranking.repeats)
     published = inspection.last_list(settings, user)
     listed = {} if published is None else {hash_id(e.item): e.item for e in published.items}
     hashes = {int(item) for item in support_events(layout.decode([value])).items.ravel() if item}

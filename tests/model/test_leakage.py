@@ -11,7 +11,7 @@ import torch
 
 from adapters import baselines, evaluate, experts, fit_experts, tuned
 from adapters.baselines import Baseline
-from adapters.episodes import LeakageError, Log, make_log, split_time, split_time
+from adapters.episodes import LeakageError, Log, make_log, split_time
 from adapters.evaluate import MODELS, Moments, Options
 from adapters.experts import prior_from_log
 from adapters.features import prepare

@@ -15,8 +15,9 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from msgspec import structs
 
-from adapters import evaluate, experts, fit_own_weights, own_walk, ranking
+from adapters import evaluate, experts, fit_own_weights, own_walk, ranking, repeats, rerank
 from adapters.episodes import Log
 from adapters.evaluate import Options
 from adapters.positions import Sequences, interests_at, profiled, views
@@ -41,9 +42,10 @@ CLOSE = 0.005
 """Scores this close may be in either order; within a list they span about one."""
 
 
-def settings(diversity: float = 0.0) -> Settings:
+def settings(diversity: float = 0.0, *, repeats: bool = False) -> Settings:
     """Lists of K."""
-    return Settings(ranking={"top_k": K, "diversity": diversity})  # type: ignore[arg-type]
+    ranking = {"top_k": K, "diversity": diversity, "exclude_seen": not repeats}
+    return Settings(ranking=ranking)  # type: ignore[arg-type]
 
 
 def model() -> tuple[Meta, Items]:
@@ -117,6 +119,32 @@ def own_model() -> tuple[Meta, Items]:
         meta, (0.2, 0.95, 2.0), torch.linspace(-0.01, 0.01, size), torch.full((size,), 0.1)
     )
     return replace(steps, config=replace(meta.config, user_delta=True)), known
+
+
+def repeating_model() -> tuple[Meta, Items]:
+    """The model with weights of all that is told of repeats."""
+    meta, known = model()
+    generator = torch.Generator().manual_seed(6)
+    again = torch.tensor([name in repeats.NAMES for name in rerank.names(meta.config)])
+    weight = rerank.default_tensors(meta.config)["rerank_weight"]
+    weight[:, 0] += 0.3 * torch.randn(len(again), generator=generator) * again
+    returns = torch.randn(len(known), 2, generator=generator).numpy()
+    tensors = {**meta.tensors, **rerank.with_weights(weight)}
+    prior = replace(known.prior, returns=returns)
+    return replace(meta, tensors=tensors), replace(known, prior=prior)
+
+
+def daily() -> list[Event]:
+    """Four users who do in days what others do in hours, and dislike nothing."""
+    return [
+        structs.replace(
+            event,
+            user=f"user-{int(event.user.split('-')[1]) % 4}",
+            timestamp=event.timestamp + 29 * 3_600_000 * (hour(event) - START // 3_600_000),
+        )
+        for event in traffic()
+        if isinstance(event, Interaction) and event.type not in ("skip", "dislike")
+    ]
 
 
 def one_each(events: list[Event]) -> Iterator[list[Event]]:
@@ -200,14 +228,15 @@ def both(request: pytest.FixtureRequest) -> Both:
     who was shown something later in the batch; they are left out.
     """
     diversity, across = request.param
-    return compared(diversity, model(), batches(traffic(), across=across), traffic())
+    asked = settings(diversity)
+    return compared(asked, model(), batches(traffic(), across=across), traffic())
 
 
 def compared(
-    diversity: float, served: tuple[Meta, Items], parts: Iterable[list[Event]], events: list[Event]
+    asked: Settings, served: tuple[Meta, Items], parts: Iterable[list[Event]], events: list[Event]
 ) -> Both:
     """The log `events` in these parts through a worker with this model, and as columns."""
-    world = MemoryWorld(FILMS, partitions=2, settings=settings(diversity), model=served)
+    world = MemoryWorld(FILMS, partitions=2, settings=asked, model=served)
     world.run()
     due = set()
     for batch in parts:
@@ -315,7 +344,7 @@ def test_own_weights_are_those_of_evaluation() -> None:
     """With one event of a user in a batch, lists and records are those that evaluation finds."""
     served = own_model()
     events = [event for event in traffic() if hour(event) < hour(traffic()[0]) + 3]
-    both = compared(0.0, served, one_each(events), events)
+    both = compared(settings(), served, one_each(events), events)
     published = np.array([both.rows(found) for found in both.published])
     assert len(published) > 180
     assert (published == both.evaluated()).mean() > 0.99
@@ -337,3 +366,22 @@ def test_own_weights_are_those_of_evaluation() -> None:
     records = layout.decode([kept[user_key(names[n].encode())] for n in both.log.users[places]])
     assert float(expected.abs().mean()) > 0.1
     np.testing.assert_allclose(records["delta"], expected.numpy(), atol=CLOSE)
+
+
+def test_repeats_are_told_in_both() -> None:
+    """Where items may come again, by days and beyond the support set, lists are the same."""
+    served, events = repeating_model(), daily()
+    both = compared(settings(repeats=True), served, batches(events, across=False), events)
+    published = np.array([both.rows(found) for found in both.published])
+    shots = np.array([found["shots"] for found in both.published])
+    assert (shots > served[0].config.support).sum() > 20
+    assert (published == both.evaluated(mask_seen=False)).mean() > 0.99
+    again = [bool(np.isin(found, both.log.items).any()) for found in published]
+    assert np.mean(again) > 0.9
+    hourly = replace(both.log, times=both.log.times - 29 * 3_600 * _hours(both.log))
+    assert (published == both.evaluated(hourly, mask_seen=False)).mean() < 0.9
+
+
+def _hours(log: Log) -> np.ndarray:
+    """How many buckets of the traffic passed before each event."""
+    return np.asarray((log.times - START / 1000) // (30 * 3_600))

@@ -32,6 +32,7 @@ def items(n: int = 3) -> Items:
             rng.random((n, 3)).astype(np.float32),
             rng.integers(-1, n, (n, 4)),
             rng.random((n, 4)).astype(np.float32),
+            rng.normal(size=(n, 2)).astype(np.float32),
         ),
         dense=rng.normal(size=(n, 2)).astype(np.float16),
         dense_field="image_embedding",

@@ -14,7 +14,7 @@ import torch
 
 from export import bundle as bundles
 from export.bundle import FILES, MANIFEST_FILE, Bundle
-from export.bundle_tensors import Items
+from export.bundle_tensors import Items, read_items, write_items
 from export.errors import BundleRefused
 from tests.unit.bundles import CONFIG, unsaved
 
@@ -28,7 +28,7 @@ def made(tmp_path: Path) -> Bundle:
 def same(one: Items, other: Items) -> bool:
     """Whether all columns are equal."""
     columns = ("content", "text", "attributes", "id_rows", "dense")
-    priors = ("time", "counts", "neighbour_items", "neighbour_weights")
+    priors = ("time", "counts", "neighbour_items", "neighbour_weights", "returns")
     return (
         one.ids == other.ids
         and one.dense_field == other.dense_field
@@ -48,6 +48,17 @@ def test_a_saved_bundle_loads_unchanged(made: Bundle, tmp_path: Path) -> None:
     assert loaded.probe.texts == made.probe.texts
     assert loaded.encoder == saved.encoder
     assert loaded.encoder.model.read_bytes() == made.encoder.model.read_bytes()
+
+
+def test_items_of_before_know_nothing_of_returns(made: Bundle, tmp_path: Path) -> None:
+    """A bundle that did not count who comes back to its items is read."""
+    old = replace(made.items, prior=replace(made.items.prior, returns=None))
+    write_items(old, tmp_path / "items.safetensors")
+    assert read_items(tmp_path / "items.safetensors").prior.returns is None
+    short = replace(made.items.prior, returns=np.zeros((2, 2), np.float32))
+    write_items(replace(made.items, prior=short), tmp_path / "short.safetensors")
+    with pytest.raises(BundleRefused, match="different lengths"):
+        read_items(tmp_path / "short.safetensors")
 
 
 def test_versions_sort_by_creation_and_depend_on_content(made: Bundle, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def bundle_items(rows: ItemRows) -> Items:
             np.zeros((n, 3), np.float32),
             np.tile(np.array([1, -1]), (n, 1)),
             np.ones((n, 2), np.float32),
+            np.arange(2 * n, dtype=np.float32).reshape(n, 2),
         ),
     )
 
@@ -121,6 +122,7 @@ def test_bundle_items_are_evidence_before_they_are_ranked(table: CatalogueTable)
     assert table.alive() == 0
     assert catalogue.vectors.abs().sum(1).gt(0).all()
     assert catalogue.prior_items.tolist() == [[1, -1]] * 3
+    assert catalogue.returns.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_an_announced_bundle_item_is_not_encoded(
@@ -263,6 +265,8 @@ def test_a_table_moves_to_the_rows_of_the_worker(table: CatalogueTable) -> None:
     assert torch.equal(after.vectors[torch.from_numpy(rows)], before.vectors)
     assert torch.equal(after.alive[torch.from_numpy(rows)], before.alive)
     assert after.prior_items[rows[0]].tolist() == [int(rows[1]), -1]
+    assert after.returns[torch.from_numpy(rows)].tolist() == before.returns.tolist()
+    assert after.returns[0].tolist() == [0, 0]
     assert [table.row(name) for name in ("other", "later")] == [-1, -1]
     assert [table.row(name) for name in ids] == rows.tolist()
     assert table.rows_of_low(low_half(item_hashes(["other"]))).tolist() == [-1]

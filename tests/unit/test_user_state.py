@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters import features
 from adapters.types import ModelConfig, State
 from stream.errors import StateError
 from stream.user_layout import HEADER
 from stream.user_state import (
+    LATE,
     MAX_BYTES,
     Events,
     Layout,
@@ -29,6 +31,7 @@ from stream.user_state import (
     profile_buckets,
     put,
     resolve_impressions,
+    seen_days,
     seen_hashes,
     shown_hashes,
     stamp,
@@ -37,6 +40,7 @@ from stream.user_state import (
 
 LAYOUT = Layout.of(ModelConfig())
 SMALL = Layout.of(ModelConfig(dim=16, heads=2, key_dim=4, value_dim=4))
+AGAIN = Layout.of(ModelConfig(), repeats=True)
 S = LAYOUT.support
 
 
@@ -182,12 +186,14 @@ def test_other_dimensions_keep_everything_but_the_adapter(old: Layout, new: Layo
     assert adopted["support"].tobytes() == records["support"].tobytes()
     assert adopted["impressions"].tobytes() == records["impressions"].tobytes()
     assert set(seen_hashes(adopted)[0]) == set(seen_hashes(records)[0])
+    there = min(old.seen, new.seen, 120 - S)
+    assert older_seen(adopted)[0, :there].tolist() == older_seen(records)[0, :there].tolist()
     for name in ("shots", "state_version", "first_time", "last_time", "model"):
         assert adopted[name] == records[name]
 
 
 def test_records_from_before_profiles_are_read() -> None:
-    """Everything but the adapter and the profile comes from a record of the format before."""
+    """Everything but the profile comes from a record of the format before."""
     told = fold_profiles(many(1, 3), np.full((1, 16), 7), np.array([9]))
     value = LAYOUT.encode(LAYOUT.set_adapter(told, random_state(1)))[0]
     at = HEADER.itemsize + 4 * LAYOUT.experts
@@ -195,7 +201,10 @@ def test_records_from_before_profiles_are_read() -> None:
     found = LAYOUT.decode([old])
     assert profile_buckets(found).max() == -1
     assert seen_hashes(found).tolist() == seen_hashes(told).tolist()
-    assert needs_rebuild(found).all()
+    assert (
+        found["adapter"].tobytes() == LAYOUT.set_adapter(told, random_state(1))["adapter"].tobytes()
+    )
+    assert not needs_rebuild(found).any()
 
 
 def test_the_latest_profile_counts_as_a_whole() -> None:
@@ -248,6 +257,63 @@ def test_the_ring_keeps_every_liked_event_where_items_may_come_again() -> None:
     more = block([[9, 7, *range(200, 200 + S)]])
     twice = fold_events(fold_events(records, rest, repeats=True), more, repeats=True)
     assert older_seen(twice)[0, :2].tolist() == [7, 9]
+
+
+DAY = 86_400_000
+
+
+def bought(days: list[int], first: int = 1) -> Records:
+    """A user who took items `first`, `first + 1`, … at noon of these days, one after the other."""
+    items = list(range(first, first + len(days)))
+    times = [[day * DAY + DAY // 2 for day in days]]
+    return fold_events(AGAIN.decode([None]), block([items], times=times), repeats=True)
+
+
+def told_days(records: Records) -> dict[int, int]:
+    """Days since each item of the first user, by item."""
+    pairs = zip(seen_hashes(records)[0].tolist(), seen_days(records)[0].tolist(), strict=True)
+    return {item: days for item, days in pairs if item}
+
+
+def test_days_are_remembered_where_items_may_come_again() -> None:
+    """In the support set and in the ring, over many years and late events, to the day."""
+    rng = np.random.default_rng(1)
+    days = (20_000 + rng.integers(0, 9, S + AGAIN.seen).cumsum()).tolist()
+    days[40] += LATE - 5  # an event that came late
+    days[90:] = [day + 200 for day in days[90:]]  # a long break
+    newest = days[-1]
+    expected = {item: max(newest - day, 0) for item, day in enumerate(days, start=1)}
+    assert AGAIN.seen + S >= features.AGAIN
+    assert told_days(bought(days)) == expected
+    back = AGAIN.decode(AGAIN.encode(bought(days)))
+    assert told_days(back) == expected
+    assert seen_days(AGAIN.decode([None])).shape == (1, 1)
+
+
+def test_a_record_fits_the_limit_with_days() -> None:
+    """At most 6,000 bytes, of which the days take a fifth of the older items."""
+    assert AGAIN.dtype.itemsize <= MAX_BYTES
+    assert 0.75 * LAYOUT.seen < AGAIN.seen < LAYOUT.seen
+
+
+def test_the_setting_for_repeats_may_change() -> None:
+    """Records keep the adapter and the newest items in order; unknown days are the latest known."""
+    state = random_state(1)
+    plain = stamp(LAYOUT.set_adapter(many(1, S + 300), state), np.array([9]), 5)
+    plain["support"]["time"] = 20_000 * DAY
+    again = AGAIN.decode(LAYOUT.encode(plain))
+    kept = AGAIN.seen
+    assert older_seen(again)[0, :kept].tolist() == older_seen(plain)[0, :kept].tolist()
+    assert again["adapter"].tobytes() == plain["adapter"].tobytes()
+    assert not needs_rebuild(again, 5).any()
+    assert set(seen_days(again)[0].tolist()) == {0}
+    more = fold_events(again, block([[5_000]], times=[[20_003 * DAY]]), repeats=True)
+    assert told_days(more)[5_000] == 0
+    assert set(list(told_days(more).values())[1:]) == {3}
+    there = LAYOUT.decode(AGAIN.encode(more))
+    assert older_seen(there)[0, :kept].tolist() == older_seen(more)[0, :kept].tolist()
+    first = fold_events(there, block([[5_001]], times=[[20_003 * DAY]]))
+    assert older_seen(first)[0, :2].tolist() == [302, 301]
 
 
 def test_folds_leave_their_input_alone() -> None:
