@@ -38,6 +38,8 @@ WORDS = {
     "covisit_prior": "liked by those who liked these",
     "covisit_stream": "picked with these in the last days",
     "repeat": "clicked before",
+    "return": "people come back to it",
+    "taken": "clicked before, and people come back to it",
     "shown": "shown and passed over",
     interplay.NAME: "how all of this goes together",
 }

@@ -221,9 +221,9 @@ class Layout:
 
         Where it holds no days they count as taken on that of the oldest event in the support set.
         """
-        last = int(new["remembered"][0]) - 1
-        back = last - np.arange(min(last + 1, len(ring), self.seen))
-        to, taken = back % self.seen, ring[back % len(ring)]
+        put = new["remembered"]  # [1] uint64
+        newest = np.arange(1, 1 + min(int(put[0]), len(ring), self.seen), dtype=np.uint64)
+        to, taken = (put - newest) % self.seen, ring[(put - newest) % len(ring)]
         new["seen"]["item"][0, to] = taken["item"]
         if not has_days(new):
             return
