@@ -42,7 +42,7 @@ Records = NDArray[np.void]
 """Records of n users, [n], with the fields of `Layout.dtype`. Never changed in place."""
 
 MAGIC = 0x49
-BEFORE_PROFILES, VERSION, WITH_DAYS = 1, 2, 3
+BEFORE_PROFILES, PLAIN, WITH_DAYS = 1, 2, 3
 """The formats, all of which are read."""
 
 MAX_BYTES = 6_000
@@ -107,7 +107,7 @@ class Layout:
             ("support", EVENT, (config.support,)),
         ]
         used = np.dtype(parts).itemsize
-        entry = _entry(WITH_DAYS if days else VERSION)
+        entry = _entry(WITH_DAYS if days else PLAIN)
         self.seen = _places(used, entry)
         rest = -(used + entry.itemsize * self.seen) % 8  # so that a record is whole words
         self.dtype = np.dtype([*parts, ("seen", entry, (self.seen,)), ("rest", "u1", (rest,))])
@@ -115,7 +115,7 @@ class Layout:
         self._fingerprint = xxhash.xxh32_intdigest(meaning.encode())
         self._head = _HEAD.pack(
             MAGIC,
-            WITH_DAYS if days else VERSION,
+            WITH_DAYS if days else PLAIN,
             experts,
             self._fingerprint,
             state.itemsize,
@@ -191,7 +191,7 @@ class Layout:
         """A record of other dimensions, without its adapter, or of another format."""
         if self._broken(record):
             raise StateError("a record of the state topic is no user record")
-        if record[1] not in (BEFORE_PROFILES, VERSION, WITH_DAYS):
+        if record[1] not in (BEFORE_PROFILES, PLAIN, WITH_DAYS):
             raise StateError(
                 f"a user record has format {record[1]}, this version reads up to {WITH_DAYS}",
                 remedy="Run the version of Innerloop that wrote it.",
