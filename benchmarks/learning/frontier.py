@@ -32,6 +32,9 @@ DIVERSITIES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 MOST_LOST = 0.01
 """Share of nDCG@10 that variety may cost."""
 
+APART = 2.0
+"""The most variety there is: results are kept as figures between 0 and 1."""
+
 POSITIONS = 4_000
 """Lists of either half of the users that are judged, at most."""
 
@@ -91,7 +94,7 @@ def points(found: Sequence[Judged]) -> list[Point]:
             diversity=float(name),
             ndcg=float(means[name][0]),
             change=compare(users, figures[name][:, 0], plain),
-            variety=float(means[name][1]),
+            variety=APART * float(means[name][1]),
             coverage=float(np.mean([run.coverage[name] for run in found])),
         )
         for name in names
@@ -139,7 +142,8 @@ def _judged(halves: list[dict[float, Moments]], texts: Tensor) -> Judged:
         parts = [half[diversity] for half in halves]
         rows = np.concatenate([part.lists["adapted"][:, : CUTOFFS[0]] for part in parts])
         ndcg = np.concatenate([part.figures("adapted", CUTOFFS[0])[:, 0] for part in parts])
-        figures[f"{diversity:g}"] = np.stack([ndcg, list_metrics.variety(rows, texts)], 1)
+        apart = list_metrics.variety(rows, texts) / APART
+        figures[f"{diversity:g}"] = np.stack([ndcg, apart], 1)
         coverage[f"{diversity:g}"] = list_metrics.coverage(rows, len(texts))
     first = [next(iter(half.values())) for half in halves]
     users, shots = (np.concatenate([getattr(m, n) for m in first]) for n in ("users", "shots"))

@@ -54,7 +54,10 @@ class Shelf:
         return _read(path)
 
     def put(self, name: str, found: Judged) -> None:
-        """Write a result, whole or not at all."""
+        """Write a result, whole or not at all. Raises `ValueError` for a figure beyond 0 to 1."""
+        for figure, value in found.figures.items():
+            if value.size and not (value.min() >= 0 and value.max() <= 1):
+                raise ValueError(f"{name}: figure {figure} is not between 0 and 1")
         positions = {"users": found.users, "shots": found.shots, "new": found.new}
         digest = _digest(positions)
         _save(self._folder / f"positions-{digest}.npz", positions)

@@ -56,7 +56,7 @@ def test_points_are_means_over_users_relative_to_no_diversity() -> None:
     better = replace(judged, figures={**figures, "0.5": figures["0.5"] + [0.02, 0.0]})
     worse = replace(judged, figures={**figures, "0.5": figures["0.5"] - [0.02, 0.0]})
     plain, varied = frontier.points([better, worse])  # two seeds
-    assert (plain.ndcg, plain.variety, plain.change.mean) == pytest.approx((0.3, 0.2, 0.0))
+    assert (plain.ndcg, plain.variety, plain.change.mean) == pytest.approx((0.3, 0.4, 0.0))
     assert (varied.diversity, varied.coverage) == (0.5, 0.2)
     assert varied.change.mean == pytest.approx(-0.25)
-    assert varied.variety == pytest.approx(0.6)
+    assert varied.variety == pytest.approx(1.2)  # figures are kept as shares of the most

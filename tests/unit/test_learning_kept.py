@@ -46,6 +46,16 @@ def test_a_run_is_made_once_and_read_back(tmp_path: Path) -> None:
         assert (found.coverage, found.notes) == (made.coverage, made.notes)
 
 
+@pytest.mark.parametrize("wrong", [1.2, -0.1, np.nan])
+def test_figures_that_would_be_kept_wrongly_are_refused(tmp_path: Path, wrong: float) -> None:
+    """Figures are kept as shares of one: anything else would come back as another number."""
+    made = judged(1)
+    made.figures["adapted@10"][5, 0] = wrong
+    with pytest.raises(ValueError, match="adapted@10"):
+        Shelf(tmp_path).get("GRU, seed 1", lambda: made)
+    assert not list(tmp_path.glob("gru*"))
+
+
 def test_figures_of_other_positions_are_not_paired(tmp_path: Path) -> None:
     """Kept runs of two states of the data are told apart, with the remedy."""
     data, plan = SETS["movietweetings"], Plan(1, 1, None, 10, tmp_path)
