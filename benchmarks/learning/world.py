@@ -31,7 +31,7 @@ TOWER = 200
 """Outer steps of the item tower that the mean of the support is taken in."""
 
 VALIDATION = 4_000
-"""Lists on which the baselines' parameters are chosen."""
+"""Lists on which the baselines' parameters are chosen; no more than are judged."""
 
 SPLIT_SEED = 0
 """Of the users held out: the same for every seed of a model, so that lists can be compared."""
@@ -87,7 +87,9 @@ def simple(world: World, reporter: Reporter) -> tuple[Moments, list[Choice]]:
             meta, trained, world.text, world.items, earlier, cuts.fit
         )
         linear = tuned.linear_models(earlier, cuts.fit)
-        asked = replace(_options(world), k=CUTOFFS[0], most=VALIDATION, linear=linear)
+        asked = replace(
+            _options(world), k=CUTOFFS[0], most=min(VALIDATION, world.most), linear=linear
+        )
         tried = tuned.families(meta.config, world.data.repeats)
         with reporter.phase("tune the baselines") as advance:
             chosen = tuned.choose(
