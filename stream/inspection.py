@@ -19,6 +19,7 @@ from stream.messages import Item, decode_items
 from stream.murmur2 import partition_of
 from stream.ports import LogReader as LogReaderPort
 from stream.ports import Record, TopicPartition
+from stream.seen_ring import seen_hashes
 from stream.succession import Standing, read_standing
 from stream.tables import instant, printable
 from stream.user_state import (
@@ -28,7 +29,6 @@ from stream.user_state import (
     has_adapter,
     hash_id,
     profile_buckets,
-    seen_hashes,
 )
 
 _SHOWN = 10

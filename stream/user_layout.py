@@ -38,6 +38,8 @@ from adapters.towers import ATTRIBUTES
 from adapters.types import Field, ModelConfig, State
 from stream.errors import StateError
 
+Hashes = NDArray[np.uint64]
+Halves = NDArray[np.uint32]
 Records = NDArray[np.void]
 """Records of n users, [n], with the fields of `Layout.dtype`. Never changed in place."""
 
@@ -229,9 +231,8 @@ class Layout:
             return
         support = new["support"][0]
         oldest = max(np.count_nonzero(support["item"]) - 1, 0)
-        known = "day" in (ring.dtype.names or ())
         new["seen"]["day"][0, to] = (
-            taken["day"] if known else days_of(support["time"][oldest]) & DAY_BITS
+            taken["day"] if ring.dtype == SEEN_ON else days_of(support["time"][oldest]) & DAY_BITS
         )
 
     def _broken(self, record: bytes) -> bool:
@@ -280,6 +281,12 @@ def _stored(dtype: torch.dtype) -> np.dtype[Any]:
     return torch.empty(0, dtype=dtype).numpy().dtype.newbyteorder("<")
 
 
+def low_half(hashes: Hashes) -> Halves:
+    """The low 32 bits of hashes, as older items are stored; never 0 unless the hash is."""
+    low = hashes.astype(np.uint32)
+    return np.asarray(np.where((low == 0) & (hashes != 0), np.uint32(1), low))
+
+
 def days_of(times: NDArray[np.int64]) -> NDArray[np.int64]:
     """Days in UTC since 1970 of times in ms, in their shape."""
     return np.asarray(times) // DAY_MS
@@ -287,7 +294,7 @@ def days_of(times: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def has_days(records: Records) -> bool:
     """Whether these records tell the days of older items."""
-    return "day" in (records.dtype["seen"].base.names or ())
+    return records.dtype["seen"].base == SEEN_ON
 
 
 def _entry(version: int) -> np.dtype[Any]:

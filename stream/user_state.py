@@ -16,18 +16,19 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from stream.seen_ring import remember
 from stream.user_layout import (
-    DAY_BITS,
     EVENT,
     HAS_ADAPTER,
     IMPRESSIONS,
     MAX_BYTES,
+    Halves,
+    Hashes,
     Layout,
     Records,
     copied,
-    days_of,
     has_adapter,
-    has_days,
+    low_half,
     needs_rebuild,
     picked,
     put,
@@ -54,13 +55,10 @@ __all__ = [
     "hash_id",
     "low_half",
     "needs_rebuild",
-    "older_seen",
     "picked",
     "profile_buckets",
     "put",
     "resolve_impressions",
-    "seen_days",
-    "seen_hashes",
     "shown_hashes",
     "stamp",
     "support_events",
@@ -68,8 +66,6 @@ __all__ = [
 ]
 
 Bools = NDArray[np.bool_]
-Hashes = NDArray[np.uint64]
-Halves = NDArray[np.uint32]
 Ints = NDArray[np.int64]
 
 USER = b"u"
@@ -77,9 +73,6 @@ USER = b"u"
 
 PENDING, IGNORED = 1, 2
 """Status of an impression: waiting for the feedback window, or shown and not acted on."""
-
-LATE = 32
-"""Days by which an older item may be newer than the one after it in the ring."""
 
 _LAST_SECOND = 2**32 - 1
 _MINUTE_MS = 60_000
@@ -101,12 +94,6 @@ def hash_id(identifier: str | bytes) -> int:
     """The 64-bit hash of an item's or event's id; never 0, which means empty."""
     data = identifier.encode() if isinstance(identifier, str) else identifier
     return xxhash.xxh3_64_intdigest(data) or 1
-
-
-def low_half(hashes: Hashes) -> Halves:
-    """The low 32 bits of hashes, as older items are stored; never 0 unless the hash is."""
-    low = hashes.astype(np.uint32)
-    return np.asarray(np.where((low == 0) & (hashes != 0), np.uint32(1), low))
 
 
 def user_key(user: bytes) -> bytes:
@@ -159,7 +146,7 @@ def fold_events(records: Records, events: Events, *, repeats: bool = False) -> R
     line = np.concatenate([_entries(events), _raw(records["support"])], axis=1)  # newest first
     source, evicted = _push(events.mask[:, ::-1], count, records["support"].shape[1])
     _raw(new["support"])[:] = _taken(line, source)
-    _remember(new, line.view(EVENT), evicted, repeats)
+    remember(new, line.view(EVENT), evicted, repeats)
     _count(new, events, count)
     return new
 
@@ -192,52 +179,6 @@ def support_events(records: Records) -> Events:
         ids=found["event"].copy(),
         mask=place >= 0,
     )
-
-
-def older_seen(records: Records) -> Halves:
-    """Low halves [n, L] of the seen items that left the support set, 0 = none; L as needed.
-
-    The one that left last comes first.
-    """
-    places, there = _ring(records)
-    found = np.take_along_axis(records["seen"]["item"], places, 1)
-    return np.where(there, found, np.uint32(0))
-
-
-def _ring(records: Records) -> tuple[Ints, Bools]:
-    """Places [n, L] in the ring, the newest first, and which of them hold an item."""
-    size = records["seen"].shape[1]
-    put = records["remembered"].astype(np.int64)[:, None]
-    back = put - 1 - np.arange(min(int(put.max(initial=0)), size))
-    return back % size, back >= 0
-
-
-def seen_hashes(records: Records) -> Halves:
-    """Low halves [n, L] of all items that were acted on, 0 = none; L as needed."""
-    support = records["support"]
-    width = int((support["item"] != 0).sum(1).max(initial=0))
-    recent = low_half(support["item"][:, :width])
-    return np.concatenate([recent, older_seen(records)], axis=1)
-
-
-def seen_days(records: Records) -> Ints:
-    """Days by the calendar (UTC) from each of `seen_hashes` to the newest event: [n, L], L > 0.
-
-    Older items keep their day modulo 256: each is taken to be as little as possible before the
-    next one, or up to LATE days after it, as late events are. What holds no item has any number.
-    The records are those of a layout with `repeats`.
-    """
-    support = records["support"]
-    count = (support["item"] != 0).sum(1)
-    recent = days_of(support["time"][:, : max(int(count.max(initial=0)), 1)])
-    oldest = np.take_along_axis(recent, np.maximum(count - 1, 0)[:, None], 1)
-    places, _ = _ring(records)
-    older = np.take_along_axis(records["seen"]["day"], places, 1).astype(np.int64)
-    steps = -np.diff(older, axis=1, prepend=oldest & DAY_BITS)
-    back = (((steps + LATE) & DAY_BITS) - LATE).cumsum(1)
-    newest = recent[:, :1]
-    since = np.concatenate([newest - recent, newest - oldest + back], axis=1)
-    return np.asarray(np.maximum(since, 0))
 
 
 def _raw(entries: NDArray[np.void]) -> NDArray[np.void]:
@@ -278,42 +219,6 @@ def _push(mask: Bools, count: Ints, places: int) -> tuple[Ints, Bools]:
     stays = places - np.minimum(count, places)
     evicted = np.concatenate([mask & (rank >= places), np.arange(places) >= stays[:, None]], axis=1)
     return source, evicted
-
-
-def _remember(new: Records, line: NDArray[np.void], evicted: Bools, repeats: bool) -> None:
-    """Put items that left the support set in the ring of seen ones."""
-    wanted = evicted & (line["item"] != 0)
-    good = np.flatnonzero(wanted & (line["value"] > 0) if repeats else wanted)[::-1]
-    if not len(good):
-        return
-    user, item = good // line.shape[1], line["item"].reshape(-1)[good]
-    low, day = low_half(item), days_of(line["time"].reshape(-1)[good]) & DAY_BITS
-    if not repeats:
-        kept = _unknown(new, user, item, low)
-        user, low, day = user[kept], low[kept], day[kept]
-    place = (new["remembered"][user].astype(np.int64) + _rank(user)) % new["seen"].shape[1]
-    new["seen"]["item"][user, place] = low
-    if has_days(new):
-        new["seen"]["day"][user, place] = day
-    new["remembered"] += np.bincount(user, minlength=len(new)).astype(np.uint64)
-
-
-def _unknown(new: Records, user: Ints, item: Hashes, low: Halves) -> Ints:
-    """Places of those items [m] that are neither in the support set nor in the ring, each once."""
-    support = new["support"][user]
-    known = (new["seen"]["item"][user] == low[:, None]).any(1)
-    known |= (support["item"] == item[:, None]).any(1)
-    rest = np.flatnonzero(~known)
-    pairs = (user.astype(np.uint64) << np.uint64(32) | low)[rest]
-    _, first = np.unique(pairs, return_index=True)
-    return np.asarray(rest[np.sort(first)])
-
-
-def _rank(groups: Ints) -> Ints:
-    """The place of each element in its run of equal ones."""
-    index = np.arange(len(groups))
-    starts = np.where(np.diff(groups, prepend=-1) != 0, index, 0)
-    return index - np.maximum.accumulate(starts)
 
 
 def _count(new: Records, events: Events, count: Ints) -> None:

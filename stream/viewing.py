@@ -10,7 +10,7 @@ from torch import Tensor
 from adapters import own_weights, profiles
 from adapters.positions import FAR
 from adapters.types import Support, UserView
-from stream import config, user_state
+from stream import config, seen_ring, user_state
 from stream.serving import Serving
 from stream.user_state import Records
 
@@ -69,7 +69,7 @@ class Viewer:
 
         In any way, liked or not, where they are not ranked again; else those that were liked.
         """
-        older = self._serving.table.rows_of_low(user_state.older_seen(records))
+        older = self._serving.table.rows_of_low(seen_ring.older_seen(records))
         if self._settings.repeats:
             values = records["support"]["value"][:, : support_rows.shape[1]]
             support_rows = np.where(values > 0, support_rows, -1)
@@ -78,7 +78,7 @@ class Viewer:
 
 def _days(records: Records, seen: Ints) -> NDArray[np.float32]:
     """Days by the calendar from each of the events `seen` [n, L] to the newest."""
-    days = user_state.seen_days(records)
+    days = seen_ring.seen_days(records)
     return np.where(seen >= 0, days, FAR).clip(0, FAR).astype(np.float32)
 
 
