@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,30 +17,38 @@ def minimise(
     `scale`, of the shape of `start`, is a first guess of the inverse curvature. Returns the best
     point found; it is never worse than `start`.
     """
-    point, inverse = start.clone(), torch.diag(scale.flatten())
-    value, slope = _value_and_slope(objective, point)
+    point, value, slope = _tried(objective, start).known()
+    inverse = torch.diag(scale.flatten())
     for _ in range(steps):
         move = -(inverse @ slope)
         expected = float(move @ slope)
         if expected > -1e-9:
             break
-        size = _backtrack(objective, point, value, move.view_as(point), expected)
-        if size == 0:
+        size, lower = _backtrack(objective, point, value, move.view_as(point), expected)
+        if lower is None:
             break
-        step = size * move
-        point = point + step.view_as(point)
-        value, new = _value_and_slope(objective, point)
-        inverse = _updated(inverse, step, new - slope)
-        slope = new
+        old = slope
+        point, value, slope = lower.known()
+        inverse = _updated(inverse, size * move, slope - old)
     return point
 
 
-def _value_and_slope(objective: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
+class _Tried(NamedTuple):
+    """A point where the objective is known; its slope costs as much again, so it is asked for."""
+
+    leaf: Tensor
+    value: Tensor
+
+    def known(self) -> tuple[Tensor, float, Tensor]:
+        """The point, its value and its slope, flat."""
+        (slope,) = torch.autograd.grad(self.value, self.leaf)
+        return self.leaf.detach(), float(self.value.detach()), slope.flatten()
+
+
+def _tried(objective: Callable[[Tensor], Tensor], at: Tensor) -> _Tried:
     with torch.enable_grad():
         leaf = at.detach().clone().requires_grad_(True)
-        value = objective(leaf)
-        (slope,) = torch.autograd.grad(value, leaf)
-    return float(value.detach()), slope.flatten()
+        return _Tried(leaf, objective(leaf))
 
 
 def _backtrack(
@@ -48,13 +57,13 @@ def _backtrack(
     value: float,
     move: Tensor,
     expected: float,
-) -> float:
-    """The first of 1, 1/4, 1/16, .. that lowers the objective enough; 0 if none does."""
-    with torch.no_grad():
-        for size in (0.25**i for i in range(8)):
-            if float(objective(point + size * move)) <= value + 1e-4 * size * expected:
-                return size
-    return 0.0
+) -> tuple[float, _Tried | None]:
+    """The first of 1, 1/4, 1/16, .. of a move that lowers the objective enough, and the point."""
+    for size in (0.25**i for i in range(8)):
+        tried = _tried(objective, point + size * move)
+        if float(tried.value.detach()) <= value + 1e-4 * size * expected:
+            return size, tried
+    return 0.0, None
 
 
 def _updated(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
