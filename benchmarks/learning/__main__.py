@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning import frontier, goals, picture, speed, tables
+from benchmarks.learning import frontier, goals, picture, side_by_side, speed, tables
 from benchmarks.learning.frontier import Point
 from benchmarks.learning.goals import SetResult, Verdict
 from benchmarks.learning.rows import OWN, ROWS
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         with reporter() as shown:
+            for name in names:
+                side_by_side.make(SETS[name], plan, rows, arguments.jobs, shown)
             found = [Runs(SETS[name], plan, shown).result(rows) for name in names]
             whole = not (arguments.quick or arguments.sets or arguments.rows)
             varied = frontier.frontier(plan.folder, plan.steps, shown) if whole else []
@@ -125,6 +127,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--folder",
         type=Path,
         help="runs so far: not made again (benchmarks/results/learning; quick var/evaluate)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=side_by_side.usual(),
+        help="trainings at a time, each on a core of its own with some 2 GB; 1 shows their bars "
+        f"(as many as cores, {side_by_side.MOST} at most)",
     )
     parser.add_argument(
         "--picture", type=Path, help="draw quality by shots here; the whole run draws the README's"

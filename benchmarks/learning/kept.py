@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -47,11 +48,18 @@ class Shelf:
 
     def get(self, name: str, make: Callable[[], Judged]) -> Judged:
         """The result of this name, made now if it is not there."""
-        path = self._folder / f"{_slug(name)}.npz"
-        if not path.exists():
+        if not self.has(name):
             self._folder.mkdir(parents=True, exist_ok=True)
             self.put(name, replace(make(), commit=_commit()))
-        return _read(path)
+        return self.read(name)
+
+    def read(self, name: str) -> Judged:
+        """The result of this name, which is there."""
+        return _read(self._path(name))
+
+    def has(self, name: str) -> bool:
+        """Whether this result is there."""
+        return self._path(name).exists()
 
     def put(self, name: str, found: Judged) -> None:
         """Write a result, whole or not at all. Raises `ValueError` for a figure beyond 0 to 1."""
@@ -68,11 +76,14 @@ class Shelf:
         }
         figures |= {f"next hit {name}": hit for name, hit in found.next_hit.items()}
         about = {"positions": np.array(digest), "words": np.array(json.dumps(words))}
-        _save(self._folder / f"{_slug(name)}.npz", {**figures, **about})
+        _save(self._path(name), {**figures, **about})
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{_slug(name)}.npz"
 
 
 def _save(path: Path, columns: dict[str, Any]) -> None:
-    half = path.with_suffix(".half.npz")
+    half = path.with_suffix(f".{os.getpid()}.half.npz")  # others may write the same positions
     np.savez_compressed(half, **columns)
     half.rename(path)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks.learning.sets import DataSet
 from benchmarks.learning.world import World
 from stream.errors import DataError
 from stream.progress import Reporter
+from stream.training import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,19 @@ class Plan:
     folder: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is made in one go: rows that share a training, or the baselines where there are none."""
+
+    rows: tuple[Row, ...] = ()
+    seed: int = 0
+
+    def words(self) -> str:
+        """What this is, for people."""
+        names = " and ".join(row.name for row in self.rows)
+        return f"{names}, seed {self.seed}" if names else "baselines"
+
+
 class Runs:
     """The runs of one data set, which is read when the first run is missing."""
 
@@ -41,18 +56,43 @@ class Runs:
         self._reporter = reporter
         self._shelf = Shelf(plan.folder / data.name)
         self._about = f"steps {plan.steps}, {plan.positions} positions"
-        self._trainings: dict[int, Trained] = {}  # by seed, of the rows with all defaults
+
+    def missing(self, rows: list[Row]) -> list[Task]:
+        """What the baselines and these rows lack, in the order of the rows."""
+        together: dict[str, Task] = {}  # by what is trained
+        for row in rows:
+            for seed in self._seeds(row):
+                if not self._shelf.has(self._name(row, seed)):
+                    trained = f"{dict(row.settings)}, {seed}"
+                    others = together.get(trained, Task((), seed)).rows
+                    together[trained] = Task((*others, row), seed)
+        simple = [] if self._shelf.has(self._simple) else [Task()]
+        return [*simple, *together.values()]
+
+    def make(self, task: Task) -> None:
+        """Make what is missing of a task, and keep it. Raises `DataError` without the data."""
+        if not task.rows:
+            self._shelf.get(self._simple, self._baselines)
+            return
+        settings = {"learning.steps": self._plan.steps, **task.rows[0].settings}
+        request = world.request_of(self._data, settings, task.seed)
+        trained = cache(lambda: world.train(self._world, request, self._reporter))
+        for row in task.rows:
+            make = partial(self._run, row, request, trained)
+            self._shelf.get(self._name(row, task.seed), make)
 
     def result(self, rows: list[Row]) -> SetResult:
         """The figures of these rows and of the baselines, means of their seeds."""
-        simple = self._shelf.get(f"baselines, {self._about}", self._baselines)
+        for task in self.missing(rows):
+            self._reporter.say(f"{self._data.name}: {task.words()}")
+            self.make(task)
+        simple = self._shelf.read(self._simple)
         ndcg: Table = {}
         next_hit: Table = {}
         all_runs: list[Judged] = []
         commits = {simple.commit}
         for row in rows:
-            count = row.seeds(self._plan.seeds, self._plan.ablation_seeds)
-            runs = [self._row(row, seed) for seed in range(count)]
+            runs = [self._shelf.read(self._name(row, seed)) for seed in self._seeds(row)]
             commits |= {run.commit for run in runs}
             all_runs += runs
             for variant in row.variants:
@@ -66,24 +106,22 @@ class Runs:
         best = max(simple.notes, key=lambda family: float(simple.notes[family].split()[0]))
         return SetResult(self._data.name, simple, ndcg, next_hit, best, tuple(sorted(commits)))
 
+    def _seeds(self, row: Row) -> range:
+        return range(row.seeds(self._plan.seeds, self._plan.ablation_seeds))
+
+    @property
+    def _simple(self) -> str:
+        return f"baselines, {self._about}"
+
+    def _name(self, row: Row, seed: int) -> str:
+        return f"{row.name}, {dict(row.settings)}, seed {seed}, {self._about}"
+
     @cached_property
     def _world(self) -> World:
         return world.build(self._data, self._plan.positions, self._reporter)
 
-    def _row(self, row: Row, seed: int) -> Judged:
-        name = f"{row.name}, {dict(row.settings)}, seed {seed}, {self._about}"
-        return self._shelf.get(name, partial(self._train, row, seed))
-
-    def _train(self, row: Row, seed: int) -> Judged:
-        self._reporter.say(f"{self._data.name}: {row.name}, seed {seed}")
-        settings = {"learning.steps": self._plan.steps, **row.settings}
-        request = world.request_of(self._data, settings, seed)
-        trained = self._trainings.get(seed)  # of a row without settings: others share it
-        if row.settings or trained is None:
-            trained = world.train(self._world, request, self._reporter)
-        if not row.settings:
-            self._trainings[seed] = trained
-        found = world.run(self._world, row, request, trained, self._reporter)
+    def _run(self, row: Row, request: Request, trained: Callable[[], Trained]) -> Judged:
+        found = world.run(self._world, row, request, trained(), self._reporter)
         return self._judged(found, {})
 
     def _baselines(self) -> Judged:
