@@ -18,21 +18,22 @@ DEFAULT = Settings().ranking.diversity
 
 def line(changes: dict[float, float]) -> list[Point]:
     """Points with these relative changes of nDCG."""
-    return [Point(d, 0.1, Figure(c, c - 0.01, c + 0.01), 0.5, 0.1) for d, c in changes.items()]
+    return [Point(d, 0.1, Figure(c, c - 0.004, c + 0.004), 0.5, 0.1) for d, c in changes.items()]
 
 
 @pytest.mark.parametrize(
     ("changes", "point"),
     [
         ({0.0: 0.0, 0.1: -0.005, 0.4: -0.03}, 0.1),
-        ({0.0: 0.0, 0.1: 0.004, 0.4: -0.009, 1.0: -0.2}, 0.4),
+        ({0.0: 0.0, 0.1: 0.004, 0.4: -0.005, 1.0: -0.2}, 0.4),
+        ({0.0: 0.0, 0.1: -0.005, 0.2: -0.009, 0.4: -0.03}, 0.1),  # 0.2 may lose 1.3%
         ({0.0: 0.0, 0.1: -0.02, 0.4: -0.001}, 0.0),  # luck beyond a loss does not count
     ],
 )
 def test_the_chosen_point_is_the_last_before_a_loss(
     changes: dict[float, float], point: float
 ) -> None:
-    """Going up, the last diversity before accuracy falls by the stated share."""
+    """Going up, the last diversity before accuracy may fall by the stated share."""
     assert frontier.chosen(line(changes)) == point
 
 
