@@ -30,7 +30,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, print tables and verdicts, write JSON."""
     arguments = _arguments(argv)
-    rows = [row for row in ROWS if row.name in (arguments.rows or _usual(arguments.quick))]
+    wanted = {OWN, *(arguments.rows or _usual(arguments.quick))}
+    rows = [row for row in ROWS if row.name in wanted]
     names = arguments.sets or (["movietweetings"] if arguments.quick else list(SETS))
     plan = Plan(
         seeds=arguments.seeds,
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for own in found:
         made = f"runs of {', '.join(own.commits)}"
         sys.stdout.write(f"\n{own.name} ({made})\n\n{tables.text(own)}\n")
+    sys.stdout.write(f"\n{tables.ablations(found)}\n")
     sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
     if whole or arguments.picture is not None:
@@ -86,6 +88,7 @@ def _write(
         "verdicts": [asdict(verdict) for verdict in told],
         "speed": [asdict(cost) for cost in costs],
         "diversity": [asdict(point) for point in varied],
+        "ablations": tables.ablations(found).splitlines(),
         "sets": {own.name: _figures(own) for own in found},
     }
     path = RESULTS / "learning.json"
@@ -94,7 +97,7 @@ def _write(
 
 
 def _figures(own: SetResult) -> dict[str, Any]:
-    leads = {name: asdict(goals.difference(own, OWN, name)) for name in own.ndcg}
+    leads = {name: asdict(goals.ahead(own, name)) for name in own.ndcg}
     return {
         "commits": own.commits,
         "best_simple": own.best_simple,
@@ -115,7 +118,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="MovieTweetings, one seed, main rows")
     parser.add_argument("--sets", action="append", choices=SETS, help="this set; repeatable")
     parser.add_argument(
-        "--rows", action="append", choices=_usual(False), help="this row; repeatable"
+        "--rows", action="append", choices=_usual(False), help=f"this row beside {OWN}; repeatable"
     )
     parser.add_argument("--seeds", type=int, help="seeds of rows that goals ask for (5; quick 1)")
     parser.add_argument("--ablation-seeds", type=int, default=1, help="of the other rows (1)")

@@ -21,6 +21,15 @@ class Row:
         """How often this row is trained."""
         return all_of_them if self.main or self.judged else min(all_of_them, ablation)
 
+    def label(self, variant: str) -> str:
+        """What a variant is called in tables."""
+        return self.name if variant == "adapted" else f"{self.name}, {variant}"
+
+    @property
+    def ablation(self) -> bool:
+        """Whether this is the recipe with a part changed, and no control of its own."""
+        return bool(self.settings) and not self.main
+
 
 ALONE = ("encoder only", "encoder only, steps off")
 """The adapter's score without experts, and what is left of it without steps."""

@@ -15,7 +15,7 @@ from adapters.meta_train import Trained
 from benchmarks.learning import world
 from benchmarks.learning.goals import SetResult, Table
 from benchmarks.learning.kept import CUTOFFS, Judged, Shelf
-from benchmarks.learning.rows import Row
+from benchmarks.learning.rows import OWN, Row
 from benchmarks.learning.sets import DataSet
 from benchmarks.learning.world import World
 from stream.errors import DataError
@@ -89,22 +89,34 @@ class Runs:
         simple = self._shelf.read(self._simple)
         ndcg: Table = {}
         next_hit: Table = {}
+        seeds: dict[str, int] = {}
+        own: list[Judged] = []
         all_runs: list[Judged] = []
         commits = {simple.commit}
         for row in rows:
             runs = [self._shelf.read(self._name(row, seed)) for seed in self._seeds(row)]
+            own = runs if row.name == OWN else own
             commits |= {run.commit for run in runs}
             all_runs += runs
+            found = _means(row, runs)
+            ndcg |= found
+            seeds |= dict.fromkeys(found, len(runs))
             for variant in row.variants:
-                name = row.name if variant == "adapted" else f"{row.name}, {variant}"
-                ndcg[name] = np.mean([run.figures[f"{variant}@10"][:, 0] for run in runs], axis=0)
                 if all(variant in run.next_hit for run in runs):
-                    next_hit[name] = np.mean([run.next_hit[variant] for run in runs], axis=0)
+                    hits = [run.next_hit[variant] for run in runs]
+                    next_hit[row.label(variant)] = np.mean(hits, axis=0)
         _same_positions(self._data.name, simple, all_runs)
         for family in simple.notes:
             ndcg[family] = simple.figures[f"{family}@10"][:, 0]
         best = max(simple.notes, key=lambda family: float(simple.notes[family].split()[0]))
-        return SetResult(self._data.name, simple, ndcg, next_hit, best, tuple(sorted(commits)))
+        defaults = {
+            count: _means(row, own[:count])
+            for row in rows
+            if row.name == OWN
+            for count in set(seeds.values())
+        }
+        made = tuple(sorted(commits))
+        return SetResult(self._data.name, simple, ndcg, next_hit, best, made, seeds, defaults)
 
     def _seeds(self, row: Row) -> range:
         return range(row.seeds(self._plan.seeds, self._plan.ablation_seeds))
@@ -138,6 +150,14 @@ class Runs:
 
     def _coverage(self, rows: np.ndarray) -> float:
         return list_metrics.coverage(rows[:, : CUTOFFS[0]], len(self._world.items))
+
+
+def _means(row: Row, runs: list[Judged]) -> Table:
+    """nDCG@10 of each variant of a row, mean of its runs."""
+    return {
+        row.label(variant): np.mean([run.figures[f"{variant}@10"][:, 0] for run in runs], axis=0)
+        for variant in row.variants
+    }
 
 
 def _same_positions(name: str, first: Judged, others: list[Judged]) -> None:

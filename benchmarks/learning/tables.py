@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from adapters.report import by_shots, per_user
-from benchmarks.learning.goals import SetResult, difference, words
+from benchmarks.learning.goals import SetResult, ahead, words
 from benchmarks.learning.kept import Array
-from benchmarks.learning.rows import OWN
+from benchmarks.learning.rows import ALONE, OWN, ROWS, Row
 
 
 def text(found: SetResult) -> str:
@@ -19,11 +22,37 @@ def text(found: SetResult) -> str:
     lines = [head, ["---"] * len(head)]
     for row, ndcg in found.ndcg.items():
         cells = [mean(users, ndcg, inside) for inside in places]
-        ahead = "" if row == OWN else words(difference(found, OWN, row))
-        lines.append([row, *cells, ahead])
+        lead = "" if row == OWN else words(ahead(found, row))
+        lines.append([row, *cells, lead])
     counts = [f"{len(np.unique(users[inside])):,}" for inside in places]
     lines.append(["users", *counts, ""])
     lines.append(["positions", *(f"{inside.sum():,}" for inside in places), ""])
+    return _markdown(lines)
+
+
+def ablations(found: Sequence[SetResult]) -> str:
+    """Markdown: how far the defaults are ahead of each ablation, with experts and without.
+
+    Both are means of the same seeds. Empty where no ablation was run.
+    """
+    head = ["the defaults are ahead of", "seeds"]
+    head += [f"{own.name}{part}" for own in found for part in ("", ", encoder only")]
+    lines = [head, ["---"] * len(head)]
+    for row in (row for row in ROWS if row.ablation):
+        seeds = {own.seeds[row.name] for own in found if row.name in own.seeds}
+        if seeds:
+            cells = [_lead(own, row, variant) for own in found for variant in ("adapted", ALONE[0])]
+            lines.append([row.name, " or ".join(map(str, sorted(seeds))), *cells])
+    return _markdown(lines) if len(lines) > 2 else ""
+
+
+def _lead(found: SetResult, row: Row, variant: str) -> str:
+    """Of the defaults over this row; empty where either was not run."""
+    own, other = replace(row, name=OWN).label(variant), row.label(variant)
+    return words(ahead(found, other, own)) if {own, other} <= found.ndcg.keys() else ""
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.learning import goals, tables
 from benchmarks.learning.kept import Judged, Shelf
-from benchmarks.learning.rows import Row
+from benchmarks.learning.rows import OWN, ROWS, Row
 from benchmarks.learning.runs import Plan, Runs
 from benchmarks.learning.sets import SETS
 from stream.errors import DataError
@@ -65,6 +66,32 @@ def test_figures_of_other_positions_are_not_paired(tmp_path: Path) -> None:
     row = Row("GRU", variants=("adapted",))
     with pytest.raises(DataError, match="different positions"):
         runs.result([row])
+
+
+def test_rows_with_fewer_seeds_are_compared_with_the_same_seeds(tmp_path: Path) -> None:
+    """What one seed of the defaults is ahead of the others is no merit of a changed setting."""
+    data, plan = SETS["movietweetings"], Plan(2, 1, None, 10, tmp_path)
+    shelf, about = Shelf(tmp_path / data.name), "steps None, 10 positions"
+    shelf.get(f"baselines, {about}", lambda: level(0.1, note="0.1 on validation"))
+    shelf.get(f"fast weight, {{}}, seed 0, {about}", lambda: level(0.2))
+    shelf.get(f"fast weight, {{}}, seed 1, {about}", lambda: level(0.4))
+    shelf.get(f"MAML, {{'learning.kind': 'maml'}}, seed 0, {about}", lambda: level(0.16))
+    own = Row(OWN, variants=("adapted", "encoder only"), main=True)
+    maml = next(row for row in ROWS if row.name == "MAML")
+    found = Runs(data, plan, Reporter()).result([own, maml])
+    assert goals.ahead(found, "MAML").mean == pytest.approx(0.25, abs=1e-3)
+    assert goals.ahead(found, "EASE").mean == pytest.approx(2.0, abs=1e-3)
+    (line,) = tables.ablations([found]).splitlines()[2:]
+    assert line == "| MAML | 1 | +25.0% (+25.0% to +25.0%) | +25.0% (+25.0% to +25.0%) |"
+
+
+def level(ndcg: float, note: str = "") -> Judged:
+    """A run in which every list has this nDCG."""
+    made = judged(1)
+    figures = np.full((len(made.users), 3), ndcg, np.float32)
+    names = ["EASE@10"] if note else ["adapted@10", "encoder only@10"]
+    notes = {"EASE": note} if note else {}
+    return replace(made, figures=dict.fromkeys(names, figures), notes=notes, next_hit={})
 
 
 def test_runs_at_the_same_positions_share_them(tmp_path: Path) -> None:
