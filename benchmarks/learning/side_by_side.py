@@ -33,9 +33,9 @@ def make(data: DataSet, plan: Plan, rows: list[Row], jobs: int, reporter: Report
     jobs = min(jobs, len(tasks))
     if jobs < 2:
         return
-    phase = f"{data.name}: {len(tasks)} trainings, {jobs} at a time"
+    reporter.say(f"{data.name}: {len(tasks)} trainings are missing, {jobs} run at a time")
     with (
-        reporter.phase(phase) as advance,
+        reporter.phase(f"{data.name}: trainings") as advance,
         ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (data, plan)) as pool,
     ):
         advance(0.0, "")

@@ -50,7 +50,8 @@ def test_runs_are_the_same_side_by_side(tmp_path: Path) -> None:
     plan = Plan(1, 1, 1, 200, tmp_path / "two")
     side_by_side.make(data, plan, rows, 2, told)
     assert Runs(data, plan, Reporter()).missing(rows) == []
-    assert sorted(line.rsplit(":", 1)[0] for line in told.lines) == [
+    assert "3 trainings" in told.lines[0]
+    assert sorted(line.rsplit(":", 1)[0] for line in told.lines[1:]) == [
         "small: GRU, seed 0",
         "small: baselines",
         "small: own and own again, seed 0",
