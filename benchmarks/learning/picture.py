@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapters.report import by_shots, per_user
-from benchmarks.learning.goals import FEWEST, SetResult
+from adapters.report import per_user
+from benchmarks.learning.goals import SetResult, cohorts
 from benchmarks.learning.rows import OWN
 
 PATH = Path(__file__).parents[2] / "docs" / "quality-by-shots.svg"
@@ -20,8 +20,10 @@ WIDTH = 0.6
 
 def save(found: list[SetResult], path: Path = PATH) -> None:
     """Draw nDCG@10 with 95% intervals (1.96 standard errors over users) to an SVG file."""
-    drawn = Figure(figsize=(max(5.6, 4.2 * len(found)), 4.2), layout="constrained")
-    for axes, own in zip(np.atleast_1d(drawn.subplots(1, len(found))), found, strict=True):
+    widths = [1.0 + len(cohorts(own)) for own in found]  # in cohorts, with room for the scale
+    drawn = Figure(figsize=(max(5.6, 0.9 * sum(widths)), 4.2), layout="constrained")
+    panels = drawn.subplots(1, len(found), width_ratios=widths)
+    for axes, own in zip(np.atleast_1d(panels), found, strict=True):
         _plot(axes, own)
     handles, labels = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(
@@ -35,7 +37,7 @@ def save(found: list[SetResult], path: Path = PATH) -> None:
 
 
 def _plot(axes: Axes, own: SetResult) -> None:
-    parts = [part for part in by_shots(own.judged.shots) if part[1].sum() >= FEWEST]
+    parts = cohorts(own)
     rows = {
         "Innerloop": (OWN, "#0b3c8c"),
         "trained without steps": ("no inner loop", "#7aa6e8"),
@@ -48,8 +50,10 @@ def _plot(axes: Axes, own: SetResult) -> None:
         means, errors = zip(*points, strict=True)
         axes.errorbar(place, means, errors, fmt="o", markersize=4, color=colour, label=label)
     names = [f"{name}\n({inside.sum():,})" for name, inside in parts]
-    axes.set_xticks(range(len(parts)), names)
-    axes.set(title=own.name, xlabel="events so far (lists)", ylabel="nDCG@10")
+    axes.set_xticks(range(len(parts)), names, fontsize="small")
+    axes.set_xlim(-0.5, len(parts) - 0.5)
+    axes.set_title(own.name, fontsize="medium")
+    axes.set(xlabel="events so far\n(lists)", ylabel="nDCG@10")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
