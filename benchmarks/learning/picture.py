@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -33,7 +34,8 @@ def save(found: list[SetResult], path: Path = PATH) -> None:
         frameon=False,
         ncols=2 if len(found) == 1 else 4,
     )
-    drawn.savefig(path, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "innerloop"}):  # the same figures give the same file
+        drawn.savefig(path, metadata={"Date": None})
 
 
 def _plot(axes: Axes, own: SetResult) -> None:
