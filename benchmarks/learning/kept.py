@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from stream.errors import DataError
+
 Array = np.ndarray[Any, Any]
 
 CUTOFFS = (10, 20)
@@ -54,7 +56,7 @@ class Shelf:
         return self.read(name)
 
     def read(self, name: str) -> Judged:
-        """The result of this name, which is there."""
+        """The result of this name, which is there. Raises `DataError` without its positions."""
         return _read(self._path(name))
 
     def has(self, name: str) -> bool:
@@ -94,6 +96,11 @@ def _read(path: Path) -> Judged:
         figures = {n: stored[f] / np.float32(_STEPS) for n, f in _named(stored, "figures ")}
         hits = {n: stored[f] for n, f in _named(stored, "next hit ")}
         place = path.with_name(f"positions-{stored['positions']}.npz")
+    if not place.exists():
+        raise DataError(
+            f"{path.name} needs {place.name}, which is not beside it",
+            remedy="Bring both files together, or remove the run: it is made again.",
+        )
     with np.load(place) as positions:
         columns = (positions[name] for name in ("users", "shots", "new"))
         return Judged(*columns, figures, **words, next_hit=hits)

@@ -57,6 +57,16 @@ def test_figures_that_would_be_kept_wrongly_are_refused(tmp_path: Path, wrong: f
     assert not list(tmp_path.glob("gru*"))
 
 
+def test_a_run_without_its_positions_is_told(tmp_path: Path) -> None:
+    """A run that was copied alone names the file that it needs."""
+    shelf = Shelf(tmp_path)
+    shelf.get("GRU, seed 1", lambda: judged(1))
+    (positions,) = tmp_path.glob("positions-*.npz")
+    positions.unlink()
+    with pytest.raises(DataError, match=positions.name):
+        shelf.read("GRU, seed 1")
+
+
 def test_figures_of_other_positions_are_not_paired(tmp_path: Path) -> None:
     """Kept runs of two states of the data are told apart, with the remedy."""
     data, plan = SETS["movietweetings"], Plan(1, 1, None, 10, tmp_path)
