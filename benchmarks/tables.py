@@ -15,6 +15,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same as a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def met(goal: bool) -> str:
     """Whether a goal was reached, so that it catches the eye where it was not."""
     return "met" if goal else "MISSED"

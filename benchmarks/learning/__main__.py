@@ -55,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for own in found:
         made = f"runs of {', '.join(own.commits)}"
         sys.stdout.write(f"\n{own.name} ({made})\n\n{tables.text(own)}\n")
-    sys.stdout.write(f"\n{tables.ablations(found)}\n")
+    ablations = tables.ablations(found)
+    sys.stdout.write(f"\n{ablations}\n")
     sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
     if whole or arguments.picture is not None:
         picture.save(found, arguments.picture or picture.PATH)
     if whole:
-        _write(arguments, found, told, costs, varied)
+        _write(arguments, found, ablations, told, costs, varied)
     return 0
 
 
@@ -72,6 +73,7 @@ def _usual(quick: bool) -> list[str]:
 def _write(
     arguments: argparse.Namespace,
     found: list[SetResult],
+    ablations: str,
     told: list[Verdict],
     costs: list[Cost],
     varied: list[Point],
@@ -88,7 +90,7 @@ def _write(
         "verdicts": [asdict(verdict) for verdict in told],
         "speed": [asdict(cost) for cost in costs],
         "diversity": [asdict(point) for point in varied],
-        "ablations": tables.ablations(found).splitlines(),
+        "ablations": ablations.splitlines(),
         "sets": {own.name: _figures(own) for own in found},
     }
     path = RESULTS / "learning.json"

@@ -30,6 +30,7 @@ from benchmarks.learning.goals import words
 from benchmarks.learning.kept import Array
 from benchmarks.learning.sets import SETS
 from benchmarks.learning.world import World
+from benchmarks.tables import markdown
 from stream import training
 from stream.errors import InnerloopError
 from stream.progress import Reporter, reporter
@@ -139,7 +140,8 @@ def table(runs: Sequence[Sequence[Window]]) -> str:
         name: np.mean([figures[name] for _, _, figures in columns], axis=0)
         for name in columns[0][2]
     }
-    lines = [["variant", "all", "ahead by", "items met since training", "ahead by"], ["---"] * 5]
+    head = ["variant", "all", "ahead by", "items met since training", "ahead by"]
+    rows = []
     for name, ndcg in figures.items():
         cells = [name]
         for inside in (np.ones(len(users), bool), fresh):
@@ -147,10 +149,10 @@ def table(runs: Sequence[Sequence[Window]]) -> str:
             many = len(np.unique(users[inside])) >= FEWEST
             ahead = words(compare(users[inside], own, base)) if many and name != FIXED else ""
             cells += [tables.mean(users, ndcg, inside), ahead]
-        lines.append(cells)
+        rows.append(cells)
     counts = [f"{len(users):,} lists", "", f"{int(fresh.sum()):,} lists", ""]
-    lines.append(["", *counts])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows.append(["", *counts])
+    return markdown(head, rows)
 
 
 def _joined(run: Sequence[Window]) -> tuple[Array, Array, dict[str, Array]]:

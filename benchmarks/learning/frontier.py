@@ -24,6 +24,7 @@ from benchmarks.learning import world
 from benchmarks.learning.goals import Verdict, words
 from benchmarks.learning.kept import CUTOFFS, Judged, Shelf
 from benchmarks.learning.sets import SETS
+from benchmarks.tables import markdown
 from stream.config import Settings
 from stream.errors import InnerloopError
 from stream.progress import Reporter, reporter
@@ -128,12 +129,12 @@ def text(found: Sequence[Point]) -> str:
     if not found:
         return ""
     head = ["diversity", "nDCG@10", "against none", "variety of a list", "items in any list"]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for point in found:
         change = words(point.change) if point.diversity else ""
         figures = [f"{point.ndcg:.4f}", change, f"{point.variety:.3f}", f"{point.coverage:.1%}"]
-        lines.append([f"{point.diversity:g}", *figures])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([f"{point.diversity:g}", *figures])
+    return markdown(head, rows)
 
 
 def _judged(halves: list[dict[float, Moments]], texts: Tensor) -> Judged:

@@ -15,6 +15,7 @@ from adapters.types import ModelConfig
 from benchmarks import inner_step
 from benchmarks.learning.goals import Verdict
 from benchmarks.measure import MICRO
+from benchmarks.tables import markdown
 from stream.training import one_thread
 from stream.user_layout import Layout
 
@@ -176,8 +177,8 @@ def verdicts(found: list[Cost]) -> list[Verdict]:
 def text(found: list[Cost]) -> str:
     """Markdown: median (least to most) of CPU microseconds, and bytes."""
     head = ["us of one core for a user's event", "step", "check", "read", "all", "bytes in fp16"]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for cost in found:
         parts = (cost.step, cost.guard, cost.read, cost.whole)
-        lines.append([NAMES[cost.kind], *(p.words() for p in parts), f"{cost.state:,}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([NAMES[cost.kind], *(p.words() for p in parts), f"{cost.state:,}"])
+    return markdown(head, rows)

@@ -11,6 +11,7 @@ from adapters.report import by_shots, per_user
 from benchmarks.learning.goals import SetResult, ahead, words
 from benchmarks.learning.kept import Array
 from benchmarks.learning.rows import ALONE, OWN, ROWS, Row
+from benchmarks.tables import markdown
 
 
 def text(found: SetResult) -> str:
@@ -19,7 +20,7 @@ def text(found: SetResult) -> str:
     parts = [*by_shots(found.judged.shots), ("new items", found.judged.new)]
     head = ["nDCG@10", "all", *(name for name, _ in parts), "defaults are ahead by"]
     places = [np.ones(len(users), bool), *(inside for _, inside in parts)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row, ndcg in found.ndcg.items():
         cells = [mean(users, ndcg, inside) for inside in places]
         lead = "" if row == OWN else words(ahead(found, row))
@@ -27,7 +28,7 @@ def text(found: SetResult) -> str:
     counts = [f"{len(np.unique(users[inside])):,}" for inside in places]
     lines.append(["users", *counts, ""])
     lines.append(["positions", *(f"{inside.sum():,}" for inside in places), ""])
-    return _markdown(lines)
+    return markdown(head, lines)
 
 
 def ablations(found: Sequence[SetResult]) -> str:
@@ -37,23 +38,19 @@ def ablations(found: Sequence[SetResult]) -> str:
     """
     head = ["the defaults are ahead of", "seeds"]
     head += [f"{own.name}{part}" for own in found for part in ("", ", encoder only")]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in (row for row in ROWS if row.ablation):
         seeds = {own.seeds[row.name] for own in found if row.name in own.seeds}
         if seeds:
             cells = [_lead(own, row, variant) for own in found for variant in ("adapted", ALONE[0])]
             lines.append([row.name, " or ".join(map(str, sorted(seeds))), *cells])
-    return _markdown(lines) if len(lines) > 2 else ""
+    return markdown(head, lines) if lines else ""
 
 
 def _lead(found: SetResult, row: Row, variant: str) -> str:
     """Of the defaults over this row; empty where either was not run."""
     own, other = replace(row, name=OWN).label(variant), row.label(variant)
     return words(ahead(found, other, own)) if {own, other} <= found.ndcg.keys() else ""
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def mean(users: Array, ndcg: Array, inside: Array) -> str:
