@@ -52,8 +52,16 @@ class Progress(NamedTuple):
     validation: float | None = None  # where the step ended with a check
 
 
+LOST = 20
+"""Steps in a row without finite gradients that end a run."""
+
+
 class SnapshotError(ValueError):
     """The snapshot belongs to another model."""
+
+
+class DivergedError(ValueError):
+    """Losses have become infinite or not a number, and no step mends that."""
 
 
 class Snapshot(NamedTuple):
@@ -106,6 +114,8 @@ class _Facts:
     best_loss: float | None = None
     checks: int = 0
     waited: int = 0  # checks since the best one
+    lost: int = 0  # steps that were not taken: their gradients were not finite
+    lost_in_a_row: int = 0
     smooth: dict[str, float] = field(default_factory=dict)  # losses, averaged over steps
 
 
@@ -139,8 +149,9 @@ def run(
     """The trained model and the figures of the run.
 
     The model is that of the best check; without checks it is the last one. Processes of a `team`
-    take the same steps; the loss is that of each one's share. Raises `SnapshotError`
-    where `resume` belongs to another model.
+    take the same steps; the loss is that of each one's share. A step whose gradients are not
+    finite changes nothing. Raises `SnapshotError` where `resume` belongs to another model,
+    `DivergedError` after `LOST` such steps in a row.
     """
     state = _begin(task, recipe, generator, rng)
     if resume is not None:
@@ -186,15 +197,28 @@ def _step(state: _Run, loss: Loss, recipe: Recipe, rate: float, team: Team) -> d
         leaf.grad = None
     total.backward()  # type: ignore[no-untyped-call]
     few, query, total = team.average(leaves, (few, query, total))
-    torch.nn.utils.clip_grad_norm_(leaves, recipe.clip)
-    adamw.descend(state.groups, rate)
+    norm = torch.nn.utils.clip_grad_norm_(leaves, recipe.clip)
     facts = state.facts
     facts.step += 1
-    _average(list(state.mean.values()), leaves, recipe.averaging, facts.step)
     now = {"meta": query.item(), "few": few.item(), "total": total.item()}
+    if not _finite(norm, facts):
+        return now
+    adamw.descend(state.groups, rate)
+    _average(list(state.mean.values()), leaves, recipe.averaging, facts.step)
     old, share = facts.smooth, max(0.02, 1 / facts.step)
     facts.smooth = {k: old.get(k, 0.0) + share * (now[k] - old.get(k, 0.0)) for k in now}
     return now
+
+
+def _finite(norm: Tensor, facts: _Facts) -> bool:
+    """Whether the step can be taken. Raises `DivergedError` where none could for too long."""
+    if math.isfinite(norm.item()):
+        facts.lost_in_a_row = 0
+        return True
+    facts.lost, facts.lost_in_a_row = facts.lost + 1, facts.lost_in_a_row + 1
+    if facts.lost_in_a_row == LOST:
+        raise DivergedError(f"the gradients of {LOST} steps in a row are not finite")
+    return False
 
 
 @torch.no_grad()
@@ -268,6 +292,7 @@ def _figures(state: _Run, recipe: Recipe) -> dict[str, float]:
     figures = {
         "steps": float(facts.step),
         "seconds": facts.spent_s,
+        "steps_lost": float(facts.lost),
         **{f"loss_{name}": value for name, value in facts.smooth.items()},
     }
     if facts.best_loss is None:

@@ -138,9 +138,10 @@ def _nll(
 ) -> tuple[Tensor, Tensor]:
     """-log p(target) [m] over the catalogue without seen items; sampled ones stand for the rest.
 
-    Also the scores [m, C] of the others, -inf = seen. A sampled item that is expected c times
-    counts 1/c, so that the sum over the sample is an unbiased estimate of the sum over the
-    catalogue (logQ correction).
+    Also the scores [m, C] of the others, -inf = seen or not there yet. Where that leaves none of
+    them, as early in a log whose items arrive bit by bit, there is nothing to learn: 0. A sampled
+    item that is expected c times counts 1/c, so that the sum over the sample is an unbiased
+    estimate of the sum over the catalogue (logQ correction).
     """
     device, wanted = vectors.device, batch.targets >= 0
     target = batch.targets[wanted]
@@ -150,7 +151,8 @@ def _nll(
     hidden = episodes.seen_at(batch, softmax.rows)[:, negatives] | (negatives == target[:, None])
     if softmax.since is not None:
         hidden |= softmax.since[negatives] > batch.times[wanted][:, None]
-    scores = scores.masked_fill(hidden.to(device), -math.inf)
+    alone = hidden.all(1, keepdim=True).to(device)  # [m, 1] nothing that was drawn could be listed
+    scores = scores.masked_fill(hidden.to(device), -math.inf).masked_fill(alone, 0.0)
     own = torch.einsum("mkd,md->mk", interests, vectors[local[target].to(device)])
     right = _exact(own.amax(1))
     if softmax.offsets is not None:
@@ -162,7 +164,8 @@ def _nll(
             offset = known.index_select(1, negatives).float().index_select(0, line).to(device)
             scores = scores + weight[half_life] * offset
             right = right + weight[half_life] * known[line, target].float().to(device)
-    return torch.logaddexp(right, scores.logsumexp(1)) - right, scores
+    nll = torch.logaddexp(right, scores.logsumexp(1)) - right
+    return nll.masked_fill(alone[:, 0], 0.0), scores
 
 
 def _exact(values: Tensor) -> Tensor:

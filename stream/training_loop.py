@@ -12,7 +12,7 @@ import numpy as np
 from adapters import episodes, meta_train
 from adapters.inheritance import Ancestor, InheritanceError
 from adapters.meta_train import Trained
-from adapters.outer_loop import Keep, Progress, Snapshot, SnapshotError
+from adapters.outer_loop import DivergedError, Keep, Progress, Snapshot, SnapshotError
 from adapters.team import ALONE, Team
 from adapters.tuning import TunedTexts
 from adapters.types import ModelConfig
@@ -92,6 +92,11 @@ def _refusals() -> Iterator[None]:
         raise BundleError(
             f"the parent cannot be gone on from: {error}",
             remedy="Repeat its settings of `learning`, or begin at the base with --start base.",
+        ) from None
+    except DivergedError as error:
+        raise DataError(
+            f"the training has diverged: {error}",
+            remedy="Lower learning.learning_rate, or set learning.mixed_precision=never.",
         ) from None
     except ValueError as error:
         raise DataError(f"too little to learn from: {error}") from None

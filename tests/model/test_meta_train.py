@@ -90,6 +90,19 @@ def test_sampled_softmax_learns_the_same() -> None:
     assert share_on_theme(trained, 3) > 0.7
 
 
+def test_items_that_arrive_bit_by_bit_are_learned() -> None:
+    """Early positions, for which no item that was drawn is there yet, spoil nothing."""
+    log, items = planted(), 80
+    arrived = log.times[-1] * np.arange(items) / items
+    log = log.select(arrived[log.items] <= log.times)
+    features = replace(features_of(items), created=torch.from_numpy(arrived))
+    recipe = replace(RECIPE, full_softmax=0, negatives=4, steps=80, popularity=True)
+    trained = meta_train.train(log, features, CONFIG, recipe=recipe)
+    assert trained.metrics["steps_lost"] == 0
+    assert all(torch.isfinite(tensor).all() for tensor in trained.meta.tensors.values())
+    assert share_on_theme(trained, 3) > 0.5
+
+
 def test_sampling_estimates_the_full_loss() -> None:
     """With many samples the corrected loss agrees with that over the whole catalogue."""
     log, features = planted(), features_of()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters import outer_loop
 from adapters.meta_train import Recipe
-from adapters.outer_loop import Clock, Progress, Snapshot, SnapshotError, Task
+from adapters.outer_loop import Clock, DivergedError, Progress, Snapshot, SnapshotError, Task
 from adapters.types import Meta, ModelConfig
 
 RECIPE = Recipe(learning_rate=0.05, few_weight=0.0, averaging=0.0, check_every=2, patience=3)
@@ -180,3 +180,50 @@ def test_time_left_is_an_upper_bound() -> None:
     assert clock.seconds_left(0.5) == pytest.approx(10, abs=0.5)
     assert clock.seconds_left(0.1) == pytest.approx(40, abs=0.5)
     assert Clock(100, None).seconds_left(0.0) == math.inf
+
+
+def failing(at: set[int]) -> outer_loop.Loss:
+    """A loss whose gradients are not finite in the calls that are named, from 1 on."""
+    calls = 0
+
+    def loss(
+        model: Meta, generator: torch.Generator, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        few, query = noisy(model, generator, rng)
+        return few, query * (math.nan if calls in at else 1.0)
+
+    return loss
+
+
+def test_a_step_without_finite_gradients_changes_nothing() -> None:
+    """Weights, mean and smoothed losses stay finite; the figures count what was lost."""
+    figures, weights = [], []
+    for at in (set(), {3, 4, 9}):
+        model, found = outer_loop.run(
+            task()._replace(loss=failing(at)),
+            RECIPE,
+            Clock(12, None),
+            torch.Generator().manual_seed(0),
+            np.random.default_rng(0),
+        )
+        figures.append(found)
+        weights.append(model["w"])
+    assert [f["steps_lost"] for f in figures] == [0, 3]
+    assert [f["steps"] for f in figures] == [12, 12]
+    assert math.isfinite(figures[1]["loss_total"])
+    assert torch.isfinite(weights[1]).all()
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_run_whose_gradients_are_lost_ends() -> None:
+    """After 20 steps in a row it says so, and no model comes out of it."""
+    with pytest.raises(DivergedError, match="20 steps in a row are not finite"):
+        outer_loop.run(
+            task()._replace(loss=failing(set(range(5, 100)))),
+            RECIPE,
+            Clock(100, None),
+            torch.Generator().manual_seed(0),
+            np.random.default_rng(0),
+        )
