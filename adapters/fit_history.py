@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from adapters.experts import Prior
 from adapters.positions import Sequences, interests_at, relevant, views
 from adapters.signals import Ints
 from adapters.types import Catalogue, Meta, UserView
-from adapters.walking import Step, walk
+from adapters.walking import Step, walk, width_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class FitOptions:
     """How weights are fitted."""
 
     positions: int = 6_000  # at most, drawn evenly
+    moments: int = 1_000  # at most, at which signals are looked at: each costs time by the item
     negatives: int = 128  # sampled items a position
     pool: int = 100  # best items of the default mix that compete in the first loss
     full: float = 0.1  # weight of the second loss
@@ -65,6 +66,7 @@ class History:
     prior: Prior | None
     options: FitOptions
     seed: int
+    progress: Callable[[float], None] = lambda share: None  # told the share of a fit that is done
 
     @classmethod
     def of(
@@ -75,19 +77,27 @@ class History:
         prior: Prior | None,
         options: FitOptions,
         seed: int,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> History:
         """The positions of `log` at `start` or later."""
-        return cls(Sequences.of(log), start, catalogue, prior, options, seed)
+        return cls(Sequences.of(log), start, catalogue, prior, options, seed, progress)
 
-    def walk(self, meta: Meta, users: Ints, *, fresh: bool = False) -> Iterator[Asked]:
-        """Bucket by bucket what was asked for. With `fresh` only the users' first events count."""
+    def walk(
+        self, meta: Meta, users: Ints, *, fresh: bool = False, part: tuple[float, float] = (0, 0)
+    ) -> Iterator[Asked]:
+        """Bucket by bucket what was asked for. With `fresh` only the users' first events count.
+
+        Where a log is long and thin, several buckets see the same signals: at most `moments` times.
+        The walk is `part` of the fit, from one share of it to another.
+        """
         events, wanted = self.positions(users, fresh=fresh)
         if not len(events):
             return
         log, options = self.seq.log, self.options
         interests = interests_at(meta, self.seq, events, "request", self.catalogue.vectors)
         size = len(experts.names(meta.config))
-        for step in walk(meta, self.seq, events, self.catalogue, self.prior):
+        width = width_for(log.times[events], meta.config.bucket, options.moments)
+        for step in walk(meta, self.seq, events, self.catalogue, self.prior, width=width):
             at = events[step.inside]
             view = views(meta, self.seq, at, "request", options.mask_seen, size)
             view = replace(view, interests=interests[step.inside])
@@ -100,6 +110,8 @@ class History:
                 torch.from_numpy(log.users[at]),
                 self._recency(asked),
             )
+            if part[1]:
+                self.progress(part[0] + (part[1] - part[0]) * step.inside.stop / len(events))
 
     def positions(self, users: Ints, *, fresh: bool) -> tuple[Ints, Ints]:
         """Places in the log with something relevant after them, and the relevant items.

@@ -7,7 +7,7 @@ last closed bucket, what all others did a little later.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -75,22 +75,33 @@ def walk(
     prior: Prior | None,
     delays: Delays = AT_ONCE,
     groups: Ints | None = None,
+    width: int = 1,
 ) -> Iterator[Step]:
     """Bucket by bucket over log places `events`, with the signals of what is known before each.
 
-    Events are sorted by time, or together with their `groups` as `arranged` says. Raises
+    Events are sorted by time, or together with their `groups` as `arranged` says. With `width`
+    signals are looked at as so many buckets begin, and grow older until the next ones do. Raises
     `LeakageError` for a prior that ends after the bucket of the first of them.
     """
-    _refuse_later(prior, seq.log.times[events], meta.config.bucket)
+    config = replace(meta.config, bucket=width * meta.config.bucket)
+    _refuse_later(prior, seq.log.times[events], config.bucket)
     known = _Known(meta, seq, len(catalogue.alive), prior, delays)
-    starts = bucket_start(seq.log.times[events], meta.config.bucket)
+    starts = bucket_start(seq.log.times[events], config.bucket)
     groups = np.zeros(len(events), np.int64) if groups is None else groups
     prepared = None
     for lo, hi in pairwise(_bounds(starts, groups)):
         known.advance(float(starts[lo]))
         shared = known.shared(int(groups[lo]))
-        prepared = prepare(meta.config, catalogue, shared, prepared)
+        prepared = prepare(config, catalogue, shared, prepared)
         yield Step(prepared, shared, torch.from_numpy(known.totals.copy()), slice(int(lo), int(hi)))
+
+
+def width_for(times: Times, bucket: float, most: int) -> int:
+    """Buckets that are looked at together, a power of 2, so that `times` lie in at most `most`."""
+    width = 1
+    while len(np.unique(bucket_start(times, width * bucket))) > max(most, 1):
+        width *= 2
+    return width
 
 
 def _refuse_later(prior: Prior | None, times: Times, bucket: float) -> None:

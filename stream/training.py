@@ -273,7 +273,7 @@ def fit_weights(
     users: NDArray[np.int64] | None = None,
 ) -> tuple[Meta, dict[str, Any]]:
     """The model with expert weights of `users` (None = all) in the second part, and figures."""
-    with reporter.phase("fit the experts"):
+    with reporter.phase("fit the experts") as advance:
         seen, _ = episodes.split_time(cuts.log, cuts.test)
         prior, catalogue = catalogue_at(trained.meta, trained, text, items, seen, cuts.fit)
         fitted = fit_experts.fit(
@@ -285,6 +285,7 @@ def fit_weights(
             users,
             FitOptions(mask_seen=request.settings.ranking.exclude_seen),
             seed=request.seed,
+            progress=lambda share: advance(share, ""),
         )
     figures = {
         "positions": fitted.positions,

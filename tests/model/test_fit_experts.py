@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from adapters import experts, fit_experts
+from adapters import experts, fit_experts, fit_rerank
 from adapters.episodes import Log
 from adapters.experts import prior_from_log
 from adapters.fit_experts import FitOptions, Sample, pool_loss, sampled_loss
+from adapters.fit_history import Asked, History
 from adapters.minimise import minimise
 from adapters.types import Meta
 from tests.model import planted
@@ -69,7 +71,9 @@ def test_the_minimum_of_a_quadratic_is_found() -> None:
     torch.testing.assert_close(found, goal, rtol=1e-3, atol=1e-3)
 
 
-def fitted(seed: int = 0) -> tuple[Meta, fit_experts.Fitted]:
+def fitted(
+    seed: int = 0, progress: Callable[[float], None] = lambda share: None
+) -> tuple[Meta, fit_experts.Fitted]:
     """A world in which only the favourites of the day can be known."""
     meta = planted.model(planted.config())
     log = planted.random_log(users=200, items=SIZE, events=2_500, days=8)
@@ -78,7 +82,7 @@ def fitted(seed: int = 0) -> tuple[Meta, fit_experts.Fitted]:
     items = planted.catalogue(meta.config, SIZE, prior)
     users = np.arange(0, 200, 2)
     options = FitOptions(pool=10, negatives=32)
-    return meta, fit_experts.fit(meta, log, start, items, prior, users, options, seed)
+    return meta, fit_experts.fit(meta, log, start, items, prior, users, options, seed, progress)
 
 
 def test_the_signal_that_carries_gets_the_weight() -> None:
@@ -117,6 +121,39 @@ def leaning(fade: float | None) -> float:
     weight = found.meta["expert_weight"][:, 0]
     day, week = (order.index(f"popularity_{days * DAY:g}") for days in (1, 7))
     return float(weight[day] - weight[week])
+
+
+def test_a_thin_log_is_looked_at_a_few_times_only() -> None:
+    """At most as many moments as asked for; each sees what was done before it, and none after."""
+    meta = planted.model(planted.config())
+    log = planted.random_log(users=200, items=SIZE, events=2_500, days=8)
+    start = BEGIN + 3 * DAY
+    prior = prior_from_log(meta.config, SIZE, log.users, log.items, log.values, log.times, start)
+    items = planted.catalogue(meta.config, SIZE, prior)
+    walks = {}
+    for most in (1_000, 10):
+        history = History.of(log, start, items, prior, FitOptions(moments=most), 0)
+        walks[most] = list(history.walk(meta, np.arange(200)))
+    exact, few = walks[1_000], walks[10]
+    assert len(few) <= 10 < 100 < len(exact)
+    assert all(torch.equal(_all(exact, what), _all(few, what)) for what in ("wanted", "users"))
+    for asked in few:
+        known = (log.times < asked.step.shared.now) & (log.values > 0)
+        assert float(asked.step.totals.sum()) == log.values[known].sum()
+
+
+def test_a_fit_tells_how_far_it_is() -> None:
+    """Shares rise through both long walks, and stay below 1, as the last fit follows them."""
+    shares: list[float] = []
+    fitted(progress=shares.append)
+    assert shares == sorted(shares)
+    assert min(shares) < 0.1
+    assert max(shares) == fit_rerank.LOOKED[1]
+    assert len({round(share, 2) for share in shares}) > 30
+
+
+def _all(walk: list[Asked], what: str) -> torch.Tensor:
+    return torch.cat([getattr(asked, what) for asked in walk])
 
 
 def test_what_people_do_now_counts_more_than_what_they_did() -> None:

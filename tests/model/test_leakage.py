@@ -183,13 +183,14 @@ def test_an_item_is_in_no_list_before_it_appears() -> None:
     assert (found.lists["adapted"][: len(times)][after, 0] == SIZE - 1).all()
 
 
-def test_weights_are_not_fitted_on_items_yet_to_come() -> None:
+@pytest.mark.parametrize("moments", [1_000, 3])
+def test_weights_are_not_fitted_on_items_yet_to_come(moments: int) -> None:
     """An item that is relevant counts in the fit from its arrival on, and in no pool before."""
     log = followed(traffic())  # SIZE - 1 is relevant everywhere
     items, created = arrival(traffic())
     columns = (log.users, log.items, log.values, log.times)
     prior = prior_from_log(SETTINGS, SIZE, *columns, START)
-    options = FitOptions(pool=10, negatives=16, mask_seen=False, horizon=400)
+    options = FitOptions(pool=10, negatives=16, moments=moments, mask_seen=False, horizon=400)
     history = History.of(log, START, items, prior, options, 0)
     found = fit_experts._collect(fond_of_new(SETTINGS), history, np.arange(12))
     assert found is not None
