@@ -269,10 +269,10 @@ def interests_at(
     ranked = np.argsort(need, kind="stable")
     for chunk in np.array_split(ranked, max(1, len(ranked) // TOGETHER)):
         mine = np.flatnonzero(np.isin(owner, chunk))
-        local = np.searchsorted(np.sort(chunk), owner[mine])
         chunk = np.sort(chunk)
-        after = _read_all(meta, seq, starts[chunk], need[chunk], vectors)
-        out[mine] = after[local, (at - first)[mine]]
+        users = np.searchsorted(chunk, owner[mine])
+        asked = (users, (at - first)[mine])
+        out[mine] = _read_at(meta, seq, starts[chunk], need[chunk], asked, vectors)
     return out
 
 
@@ -303,19 +303,38 @@ def rebuilt_at(
     return out
 
 
-def _read_all(meta: Meta, seq: Sequences, starts: Ints, need: Ints, vectors: Tensor) -> Tensor:
-    """Interests of n users after 0, 1, .. max(need) of their events: [n, max(need) + 1, K, d]."""
+def _read_at(
+    meta: Meta,
+    seq: Sequences,
+    starts: Ints,
+    need: Ints,
+    asked: tuple[Ints, Ints],
+    vectors: Tensor,
+) -> Tensor:
+    """Interests [m, K, d] of users `asked[0]` [m] after so many, `asked[1]` [m], of their events.
+
+    Of n users with `starts` [n] in the order of the log and `need` [n] events at most. Who needs
+    no more is left out of further windows, so that one long history costs what it holds itself.
+    """
+    users, counts = asked
     state = adapter.init(
         meta, len(starts), profiles.vectors(meta, torch.from_numpy(_told(seq, starts)))
     )
-    parts = [adapter.read(meta, state)[:, None]]
+    out = adapter.read(meta, state)[torch.from_numpy(users)]
+    going = np.arange(len(starts))
     for begin in range(0, int(need.max(initial=0)), WINDOW):
+        further = need[going] > begin
+        if not further.all():
+            going = going[further]
+            state = {name: value[torch.from_numpy(further)] for name, value in state.items()}
         length = min(WINDOW, int(need.max()) - begin)
-        block = _block(seq, starts + begin, np.clip(need - begin, 0, length), length)
+        lengths = np.clip(need[going] - begin, 0, length)
+        block = _block(seq, starts[going] + begin, lengths, length)
         state, interests = adapter.unroll(meta, state, block, vectors)
         state = _rounded(meta, state)
-        parts.append(interests)
-    return torch.cat(parts, 1)
+        here = np.flatnonzero((counts > begin) & (counts <= begin + length))
+        out[here] = interests[np.searchsorted(going, users[here]), counts[here] - begin - 1]
+    return out
 
 
 def _block(seq: Sequences, begin: Ints, lengths: Ints, width: int) -> Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +89,30 @@ def test_interests_come_from_the_past_alone() -> None:
             torch.testing.assert_close(
                 found[event], adapter.read(meta, state)[0], rtol=1e-2, atol=2e-3
             )
+
+
+def test_histories_of_any_length_are_read_together() -> None:
+    """A long history beside short ones changes nothing for either, and costs what it holds."""
+    meta = planted.model(planted.config())
+    vectors = planted.catalogue(meta.config, SIZE).vectors
+    lengths = [1, 2, 63, 64, 65, 129, *[3] * 120, 20_000]
+    rng = np.random.default_rng(0)
+    users = rng.permutation(np.repeat(np.arange(len(lengths)), lengths))
+    log = planted.log([(int(u), int(rng.integers(SIZE)), at) for at, u in enumerate(users)])
+    seq = Sequences.of(log)
+    last = np.array([np.flatnonzero(log.users == user)[-1] for user in range(len(lengths))])
+
+    def read(events: np.ndarray) -> tuple[torch.Tensor, float]:
+        began = time.process_time()
+        found = interests_at(meta, seq, events, "published", vectors)
+        return found, time.process_time() - began
+
+    together, cost = read(last)
+    for user in (0, 2, 3, 4, 5, 6):
+        torch.testing.assert_close(together[user], read(last[user : user + 1])[0][0])
+    long, own = read(last[-1:])
+    torch.testing.assert_close(together[-1], long[0])
+    assert cost < 10 * own  # side by side to the end it would be some 100 times
 
 
 def test_the_lists_are_those_of_a_worker_that_learns_event_by_event() -> None:
