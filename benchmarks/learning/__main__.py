@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.learning import frontier, goals, picture, side_by_side, speed, tables
 from benchmarks.learning.frontier import Point
 from benchmarks.learning.goals import SetResult, Verdict
-from benchmarks.learning.rows import OWN, ROWS
+from benchmarks.learning.rows import CHOSEN_BY, OWN, ROWS
 from benchmarks.learning.runs import Plan, Runs
 from benchmarks.learning.sets import SETS
 from benchmarks.learning.speed import Cost
@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = {OWN, *(arguments.rows or _usual(arguments.quick))}
     rows = [row for row in ROWS if row.name in wanted]
     names = arguments.sets or (["movietweetings"] if arguments.quick else list(SETS))
+    sets = [SETS[name] for name in names]
+    if arguments.validation:
+        rows = [replace(row, variants=CHOSEN_BY) for row in rows]
+        sets = [data.before_test() for data in sets]
     plan = Plan(
         seeds=arguments.seeds,
         ablation_seeds=arguments.ablation_seeds,
@@ -42,21 +46,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         with reporter() as shown:
-            for name in names:
-                side_by_side.make(SETS[name], plan, rows, arguments.jobs, shown)
-            found = [Runs(SETS[name], plan, shown).result(rows) for name in names]
-            whole = not (arguments.quick or arguments.sets or arguments.rows)
+            for data in sets:
+                side_by_side.make(data, plan, rows, arguments.jobs, shown)
+            found = [Runs(data, plan, shown).result(rows) for data in sets]
+            part = arguments.quick or arguments.sets or arguments.rows or arguments.validation
+            whole = not part
             varied = frontier.frontier(plan.folder, plan.steps, shown) if whole else []
     except InnerloopError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    costs = speed.measure()
-    told = [*goals.verdicts(found), *speed.verdicts(costs), *frontier.verdicts(varied)]
     for own in found:
         made = f"runs of {', '.join(own.commits)}"
         sys.stdout.write(f"\n{own.name} ({made})\n\n{tables.text(own)}\n")
     ablations = tables.ablations(found)
     sys.stdout.write(f"\n{ablations}\n")
+    if arguments.validation:
+        return 0
+    costs = speed.measure()
+    told = [*goals.verdicts(found), *speed.verdicts(costs), *frontier.verdicts(varied)]
     sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
     if whole or arguments.picture is not None:
@@ -118,6 +125,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "tuned baselines, and says for each goal whether it is met. Runs that are there are kept.",
     )
     parser.add_argument("--quick", action="store_true", help="MovieTweetings, one seed, main rows")
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="logs that end where the test begins: what settings are chosen by; no verdicts",
+    )
     parser.add_argument("--sets", action="append", choices=SETS, help="this set; repeatable")
     parser.add_argument(
         "--rows", action="append", choices=_usual(False), help=f"this row beside {OWN}; repeatable"
@@ -131,7 +143,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="runs so far: not made again (benchmarks/results/learning; quick var/evaluate)",
+        help="runs so far: not made again (benchmarks/results/learning, with --validation "
+        "learning-validation; quick var/evaluate)",
     )
     parser.add_argument(
         "--jobs",
@@ -148,7 +161,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     found.seeds = found.seeds or (1 if quick else 5)
     found.steps = found.steps or (200 if quick else None)
     found.positions = found.positions or (1_500 if quick else 10_000)
-    found.folder = found.folder or (Path("var/evaluate") if quick else RESULTS / "learning")
+    kept = RESULTS / ("learning-validation" if found.validation else "learning")
+    found.folder = found.folder or (Path("var/evaluate") if quick else kept)
     return found
 
 

@@ -31,6 +31,9 @@ class Row:
         return bool(self.settings) and not self.main
 
 
+CHOSEN_BY = ("adapted", "encoder only")
+"""What settings are compared by on validation slices."""
+
 ALONE = ("encoder only", "encoder only, steps off")
 """The adapter's score without experts, and what is left of it without steps."""
 

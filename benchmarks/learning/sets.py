@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
+
+from adapters.episodes import Log
 
 DATA = Path("var/data")
 
@@ -22,6 +26,21 @@ class DataSet:
     fit_at: float | None = None  # unix seconds, in place of the shares
     test_at: float | None = None
     most_items: int | None = None  # those that training saw most; None = all
+    share: float = 1.0  # of the events, by time, that take part
+    until: float | None = None  # unix seconds, in place of that share
+    earlier_fit_at: float | None = None  # unix seconds, of `before_test`
+
+    def before_test(self) -> DataSet:
+        """The log as it ends where the test begins: settings are chosen on its last part."""
+        if self.test_at is None:
+            return replace(self, share=1 - self.test_share)
+        return replace(self, until=self.test_at, test_at=self.fit_at, fit_at=self.earlier_fit_at)
+
+    def taking_part(self, log: Log) -> Log:
+        """The events that take part."""
+        if self.until is not None:
+            return log.select(slice(int(np.searchsorted(log.times, self.until))))
+        return log.select(slice(int(len(log) * self.share)))
 
 
 def _file(name: str, kind: str) -> str:
@@ -44,6 +63,7 @@ SETS = {
             repeats=True,
             fit_at=_day(9),
             test_at=_day(10),
+            earlier_fit_at=_day(8),
             most_items=5_000,
         ),
     )

@@ -57,7 +57,7 @@ def build(data: DataSet, most: int, reporter: Reporter) -> World:
         items = datasets.read_items([data.items], messages, None)
         columns = datasets.read_events([data.events], messages, None)
         items = _most(items, datasets.to_log(columns, [i.item for i in items]), data)
-        log = datasets.to_log(columns, [item.item for item in items])
+        log = data.taking_part(datasets.to_log(columns, [item.item for item in items]))
         log = log.select(log.items >= 0) if data.most_items else log
     text = read_text(request, items, reporter)
     return World(data, items, text, _cut(log, data, request), columns.action_names, most)
