@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     wanted = {OWN, *(arguments.rows or _usual(arguments.quick))}
     rows = [row for row in ROWS if row.name in wanted]
-    names = arguments.sets or (["movietweetings"] if arguments.quick else list(SETS))
+    proof = [name for name, data in SETS.items() if data.proof]
+    names = arguments.sets or (["movietweetings"] if arguments.quick else proof)
     sets = [SETS[name] for name in names]
     if arguments.validation:
         rows = [replace(row, variants=CHOSEN_BY) for row in rows]

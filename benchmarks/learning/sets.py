@@ -29,6 +29,7 @@ class DataSet:
     share: float = 1.0  # of the events, by time, that take part
     until: float | None = None  # unix seconds, in place of that share
     earlier_fit_at: float | None = None  # unix seconds, of `before_test`
+    proof: bool = True  # part of `make evaluate`
 
     def before_test(self) -> DataSet:
         """The log as it ends where the test begins: settings are chosen on its last part."""
@@ -68,4 +69,5 @@ SETS = {
         ),
     )
 }
-"""Data sets by name; what is not shipped comes from `make data`."""
+"""Data sets by name; what is not shipped comes from `make data`, and `history` from
+`benchmarks.git_history`."""
