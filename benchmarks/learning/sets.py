@@ -67,6 +67,13 @@ SETS = {
             earlier_fit_at=_day(8),
             most_items=5_000,
         ),
+        DataSet(
+            "history",
+            _file("history", "events"),
+            _file("history", "items"),
+            repeats=True,
+            proof=False,
+        ),
     )
 }
 """Data sets by name; what is not shipped comes from `make data`, and `history` from
