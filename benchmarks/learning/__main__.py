@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"\n{ablations}\n")
     if arguments.validation:
         return 0
-    costs = speed.measure()
+    costs = speed.measure(processes=2 if arguments.quick else 5)
     told = [*goals.verdicts(found), *speed.verdicts(costs), *frontier.verdicts(varied)]
     sys.stdout.write(f"\n{speed.text(costs)}\n\n{frontier.text(varied)}\n")
     sys.stdout.write("\n" + "\n".join(verdict.line() for verdict in told) + "\n")
